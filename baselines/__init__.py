@@ -1,0 +1,1 @@
+"""What Bella is compared with, one file a method."""

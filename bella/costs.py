@@ -1,0 +1,100 @@
+"""What a posterior costs: parameters and bytes, exactly; peak memory, measured."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Counts of one posterior.
+
+    Attributes:
+        total_parameters: of theta_0, once (its head included).
+        trainable_parameters_per_particle: with the trained head, where there is one.
+        trainable_parameters: n times that.
+        ratio: per particle / total.
+        stored_bytes: all particles on disk, without theta_0.
+        base_bytes: theta_0.
+    """
+
+    total_parameters: int
+    trainable_parameters_per_particle: int
+    trainable_parameters: int
+    ratio: float
+    stored_bytes: int
+    base_bytes: int
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(numbers, bytes) of a module's parameters, shared ones once."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+
+
+def count_costs(total_parameters: int, base_bytes: int, per_particle: int, num_particles: int) -> Costs:
+    """Costs from counts; trained numbers are stored as float32."""
+    return Costs(
+        total_parameters=total_parameters,
+        trainable_parameters_per_particle=per_particle,
+        trainable_parameters=per_particle * num_particles,
+        ratio=per_particle / total_parameters,
+        stored_bytes=per_particle * num_particles * 4,
+        base_bytes=base_bytes,
+    )
+
+
+@dataclass
+class PeakMemory:
+    """The most memory in use during a block, and how it was measured.
+
+    Attributes:
+        bytes: None until the block ends.
+        source: "gpu-allocator", "resident-set" (this process, reset before the block), or "resident-set-since-start"
+            (where it cannot be reset).
+    """
+
+    bytes: int | None = None
+    source: str = ""
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
+    """Measure the peak memory of a block: the allocator's on a GPU, the process's high-water mark on a CPU."""
+    peak = PeakMemory()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak.bytes, peak.source = torch.cuda.max_memory_allocated(device), "gpu-allocator"
+        return
+    was_reset = _reset_high_water_mark()
+    yield peak
+    if was_reset and (mark := _high_water_mark()) is not None:
+        peak.bytes, peak.source = mark, "resident-set"
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak.bytes, peak.source = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "resident-set-since-start"
+
+
+def _reset_high_water_mark() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _high_water_mark() -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

@@ -1,0 +1,241 @@
+"""The one training loop: every method goes through it."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bella.checkpoint import load_particles, save_particles
+from bella.data import Examples
+from bella.errors import UserError
+from bella.inference import Inference
+from bella.particles import Inputs, Particles, derive_seed, map_inputs
+from bella.predictive import autocast, log_predictive, predict
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. The same for every method; what is None follows the parameterisation.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: b, examples a step and particle.
+        learning_rate: a number, one a particle, or None for the parameterisation's own.
+        warmup: share of all steps in which the rate rises linearly; a cosine to 0 follows.
+        warmup_steps: the same as a number of steps; it has precedence.
+        weight_decay: AdamW's decoupled decay, apart from the prior. 0 unless a recipe sets it.
+        clip_norm: largest norm of one particle's gradient, after the transform; None: no clipping.
+        prior_std: of the Gaussian prior on what trains, around theta_0 (full-rank) or 0 (factors, heads).
+        minibatches: "shared" by all particles, or drawn "per-particle".
+        average: what is averaged over particles to predict, "probabilities" or "logits".
+    """
+
+    epochs: int = 5
+    batch_size: int = 32
+    learning_rate: float | tuple[float, ...] | None = None
+    warmup: float = 0.1
+    warmup_steps: int | None = None
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    prior_std: float = 1.0
+    minibatches: Literal["shared", "per-particle"] = "shared"
+    average: Literal["probabilities", "logits"] = "probabilities"
+
+    def __post_init__(self) -> None:
+        rates = self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate or 1.0,)
+        checks = {
+            "epochs": self.epochs >= 1,
+            "batch_size": self.batch_size >= 1,
+            "learning_rate": all(0 < rate < math.inf for rate in rates),
+            "warmup": 0 <= self.warmup <= 1,
+            "warmup_steps": self.warmup_steps is None or self.warmup_steps >= 0,
+            "weight_decay": 0 <= self.weight_decay < math.inf,
+            "clip_norm": self.clip_norm is None or self.clip_norm > 0,
+            "prior_std": self.prior_std > 0,
+        }
+        for name, fine in checks.items():
+            if not fine:
+                raise UserError(f"{name} is {getattr(self, name)}: out of range")
+
+
+@dataclass
+class Epoch:
+    """What one pass over the training split gave: mean training NLL of a particle, validation NLL of the average, seconds."""
+
+    training_nll: float
+    validation_nll: float
+    seconds: float
+
+
+@dataclass
+class History:
+    """A training: its epochs, which was kept (counted from 0), and how long training steps and validation took."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best_epoch: int = 0
+    train_seconds: float = 0.0
+    examples: int = 0
+
+
+OnStep = Callable[[int, int, float], None]
+"""Told (steps done, steps in all, learning rate of the step as a share of the peak)."""
+
+
+def fit(
+    particles: Particles,
+    inference: Inference,
+    training: Examples,
+    validation: Examples,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: torch.device,
+    on_step: OnStep | None = None,
+) -> History:
+    """Train all particles and leave them as they were after the best epoch, by validation NLL of the averaged prediction.
+
+    Each step descends U = mean NLL - log prior / N: gradients of every chunk of particles, the prior's, the inference
+    rule's transform, clipping per particle, AdamW.
+
+    Raises:
+        UserError: the loss is no longer finite, or the rates do not fit the particles.
+    """
+    steps_an_epoch = math.ceil(len(training) / recipe.batch_size)
+    total_steps = recipe.epochs * steps_an_epoch
+    warmup = round(recipe.warmup * total_steps) if recipe.warmup_steps is None else recipe.warmup_steps
+    particles.zero_gradients()
+    optimizer = _optimizer(particles, recipe)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warmup, total_steps))
+    history = History()
+    best = math.inf
+    with tempfile.TemporaryDirectory(prefix="bella-") as folder:
+        snapshot = Path(folder) / "best.safetensors"
+        for epoch in range(recipe.epochs):
+            begun = time.perf_counter()
+            loss_sum = torch.zeros((), device=device)
+            for step, indices in enumerate(_minibatches(particles, training, recipe, seed, epoch)):
+                loss_sum += train_step(particles, inference, training, indices, recipe, optimizer, device)
+                schedule.step()
+                if on_step is not None:
+                    done = epoch * steps_an_epoch + step + 1
+                    on_step(done, total_steps, _rate(done - 1, warmup, total_steps))
+            training_nll = float(loss_sum) / steps_an_epoch
+            history.train_seconds += time.perf_counter() - begun
+            history.examples += len(training)
+            if not math.isfinite(training_nll):
+                raise UserError(f"the training loss became {training_nll} in epoch {epoch + 1}: lower learning_rate")
+            nll = validation_nll(particles, validation, recipe, device)
+            history.epochs.append(Epoch(training_nll, nll, time.perf_counter() - begun))
+            if nll < best or epoch == 0:
+                best, history.best_epoch = nll, epoch
+                if epoch + 1 < recipe.epochs:
+                    save_particles(particles, snapshot)
+        if history.best_epoch + 1 < recipe.epochs:
+            load_particles(particles, snapshot)
+    return history
+
+
+def train_step(
+    particles: Particles,
+    inference: Inference,
+    training: Examples,
+    indices: Tensor,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> Tensor:
+    """One step on the examples with the given indices, (b,) shared or (n, b) per particle. Returns the mean NLL of a particle."""
+    per_particle = indices.dim() == 2
+    inputs = training.inputs(indices.flatten(), device)
+    targets = training.targets[indices].to(device, non_blocking=True).expand(particles.num_particles, -1)
+    if per_particle:
+        inputs = map_inputs(lambda t: t.unflatten(0, tuple(indices.shape)), inputs)
+    particles.zero_gradients()
+    total = loss_and_gradients(particles, inputs, targets, per_particle=per_particle)
+    particles.add_prior_gradient(1 / (recipe.prior_std**2 * len(training)))
+    inference.transform(particles, len(training))
+    if recipe.clip_norm is not None:
+        clip_gradients(particles, recipe.clip_norm)
+    optimizer.step()
+    return total / particles.num_particles
+
+
+def loss_and_gradients(particles: Particles, inputs: Inputs, targets: Tensor, *, per_particle: bool = False) -> Tensor:
+    """Add the gradient of each particle's own mean NLL to its gradients, chunk by chunk; returns the sum over particles.
+
+    Args:
+        particles: with gradients zeroed.
+        inputs: as `Particles.forward` takes them.
+        targets: (n, b).
+        per_particle: whether the inputs are (n, b, ...).
+    """
+    total = torch.zeros((), device=targets.device)
+    with autocast(targets.device):
+        prepared = particles.prepare(inputs, per_particle=per_particle)
+    for rows in particles.chunks():
+        with autocast(targets.device):
+            logits = particles.chunk_logits(prepared, rows)
+        own = targets[rows]
+        loss = F.cross_entropy(
+            logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)), own.flatten(), reduction="sum"
+        )
+        loss = loss / own.shape[1]
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def clip_gradients(particles: Particles, largest: float) -> None:
+    """Scale each particle's gradient to a norm of at most `largest`, in place, each by its own."""
+    gradients = [stored.grad for stored in particles.storage if stored.grad is not None]
+    norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
+    factors = (largest / torch.linalg.vector_norm(norms, dim=0).clamp_min(1e-12)).clamp_max(1.0)
+    for gradient in gradients:
+        gradient *= factors.view(-1, *[1] * (gradient.dim() - 1)).to(gradient.dtype)
+
+
+def validation_nll(particles: Particles, validation: Examples, recipe: Recipe, device: torch.device) -> float:
+    """NLL of the averaged prediction, nats an example."""
+    logits = predict(particles, validation, batch_size=max(recipe.batch_size, 64), device=device)
+    return float(F.nll_loss(log_predictive(logits.double(), recipe.average), validation.targets))
+
+
+def _rate(step: int, warmup: int, total: int) -> float:
+    """Share of the peak learning rate at a step (from 0): a linear rise, then a cosine that ends at 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+
+def _optimizer(particles: Particles, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW over the storage; with a rate for each particle, over each particle's share of it."""
+    rate = particles.default_learning_rate if recipe.learning_rate is None else recipe.learning_rate
+    groups: list[dict[str, object]]
+    if isinstance(rate, tuple):
+        if len(rate) != particles.num_particles:
+            raise UserError(f"learning_rate has {len(rate)} numbers for {particles.num_particles} particles: give one, or one each")
+        groups = [{"params": particles.rows(index), "lr": own} for index, own in enumerate(rate)]
+    else:
+        groups = [{"params": list(particles.storage), "lr": rate}]
+    return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True)
+
+
+def _minibatches(particles: Particles, training: Examples, recipe: Recipe, seed: int, epoch: int) -> list[Tensor]:
+    """Indices of one epoch's batches, (b,) shared or (n, b): a fresh order each epoch, from the seed alone."""
+
+    def order(*source: object) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(*source, "order", epoch))
+        return torch.randperm(len(training), generator=generator)
+
+    if recipe.minibatches == "shared":
+        return list(order(seed).split(recipe.batch_size))
+    return list(torch.stack([order(own) for own in particles.seeds]).split(recipe.batch_size, dim=1))

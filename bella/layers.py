@@ -1,0 +1,257 @@
+"""Layers that compute n particles at once on a folded batch.
+
+The batch is folded particle-major: (n, b, ...) arrives as (n*b, ...). The frozen weight sees one large batch; the
+low-rank change of each particle, W_i = W + B_i A_i, is applied to that particle's share of it. Shapes throughout:
+A (n, r, fan_in), B (n, out, r), where a convolution's kernel is read as a matrix (out, in/groups * kh * kw).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class ParticleLayer(nn.Module):
+    """A frozen layer with something of its own for every particle, bound before each pass.
+
+    What the wrapped layer offers (`weight`, `in_features`, ...) stays readable, so that code which inspects it still
+    runs; code which *computes* with it by hand never calls this layer, and `calls` tells.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+
+class LowRankLayer(ParticleLayer):
+    """W_i = W + B_i A_i for the particles whose factors are bound."""
+
+    A: Tensor
+    B: Tensor
+
+    def bind(self, A: Tensor, B: Tensor) -> None:
+        """Use these factors, (k, r, fan_in) and (k, out, r), from now on."""
+        self.A, self.B = A, B
+
+
+class LowRankLinear(LowRankLayer):
+    """y = x W^T + x A_i^T B_i^T for x (n*b, ..., d_in)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        output = self.base(x)
+        folded = fold_rows(x, self.A.shape[0])
+        reduced = torch.bmm(folded, self.A.mT.to(x.dtype))  # (n, m, r)
+        rows = output.view(folded.shape[0], folded.shape[1], -1)
+        return torch.baddbmm(rows, reduced, self.B.mT.to(x.dtype)).view(output.shape)
+
+
+class LowRankPointwiseConv2d(LowRankLayer):
+    """A 1x1 convolution without groups or padding: a linear map of every pixel's channels.
+
+    In full precision W + B_i A_i is formed, one small matrix a particle, and a single batched product does the rest. In
+    bf16 a small change would vanish in the rounding of the sum, so there the two products stay apart.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        base = self.base
+        assert isinstance(base, nn.Conv2d)
+        if base.stride != (1, 1):
+            x = x[:, :, :: base.stride[0], :: base.stride[1]]
+        weight = base.weight.flatten(1)  # (out, in)
+        if is_full_precision(x):
+            change = apply_per_pixel(x, torch.baddbmm(weight.expand(self.A.shape[0], -1, -1), self.B, self.A))
+            return change if base.bias is None else change + base.bias.view(-1, 1, 1)
+        output = F.conv2d(x, base.weight, base.bias)
+        return output + apply_per_pixel(x, self.A.to(x.dtype), self.B.to(x.dtype))
+
+
+class LowRankConv2d(LowRankLayer):
+    """Any ungrouped convolution: A_i is a convolution to r channels, B_i a 1x1 convolution of those.
+
+    The layer's own forward is called with A_i as its kernel, so its stride, dilation and padding rule hold (timm's
+    `Conv2dSame` too).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        rank = self.A.shape[1]
+        kernel_shape = self.base.weight.shape[1:]
+        reduced = [
+            call_with_kernel(self.base, A.view(rank, *kernel_shape).to(x.dtype), x_i)
+            for A, x_i in zip(self.A, split_particles(x, self.A.shape[0]), strict=True)
+        ]
+        return self.base(x) + apply_per_pixel(torch.cat(reduced), self.B.to(x.dtype))
+
+
+class LowRankGroupedConv2d(LowRankLayer):
+    """A grouped or depthwise convolution: the change of the kernel is formed, since B_i mixes no channels of A_i's output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        change = torch.bmm(self.B, self.A).view(-1, *self.base.weight.shape)  # (n, out, in/groups, kh, kw)
+        parts = split_particles(x, change.shape[0])
+        if is_full_precision(x):
+            kernels = self.base.weight + change
+            return torch.cat([functional_call(self.base, {"weight": k}, x_i) for k, x_i in zip(kernels, parts, strict=True)])
+        changes = [call_with_kernel(self.base, k.to(x.dtype), x_i) for k, x_i in zip(change, parts, strict=True)]
+        return self.base(x) + torch.cat(changes)
+
+
+class ParticleHead(ParticleLayer):
+    """A linear layer that trains whole, one a particle: weight (n, C, d), bias (n, C)."""
+
+    weight_i: Tensor
+    bias_i: Tensor | None
+
+    def bind(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Use these weights, (k, C, d) and (k, C), from now on."""
+        self.weight_i, self.bias_i = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        weight = self.weight_i.mT.to(x.dtype)
+        folded = fold_rows(x, weight.shape[0])
+        if self.bias_i is None:
+            output = torch.bmm(folded, weight)
+        else:
+            output = torch.baddbmm(self.bias_i.unsqueeze(1).to(x.dtype), folded, weight)
+        return output.view(*x.shape[:-1], -1)
+
+
+class SplitMultiheadAttention(nn.Module):
+    """`nn.MultiheadAttention` with its projections as layers of their own, so that they can be adapted.
+
+    The original reads `in_proj_weight` and `out_proj.weight` without calling a layer: wrapping one would do nothing.
+    The parameters are shared with the original, not copied. Same call, same result; dropout is off, as everywhere here.
+    """
+
+    def __init__(self, original: nn.MultiheadAttention) -> None:
+        super().__init__()
+        # Kept out of the module tree: it owns the same parameters, and is put back when the adapters are taken out.
+        object.__setattr__(self, "original", original)
+        self.in_proj = linear_of(original.in_proj_weight, original.in_proj_bias)
+        self.out_proj = linear_of(original.out_proj.weight, original.out_proj.bias)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["original"], name)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `nn.MultiheadAttention.forward`, for batched inputs."""
+        if not self.batch_first:
+            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        b, length, d = query.shape
+        source = key.shape[1]
+        if query.shape == key.shape == value.shape and query.data_ptr() == key.data_ptr() == value.data_ptr():
+            projected = self.in_proj(query).chunk(3, dim=-1)
+        else:  # rare here (cross-attention): three full projections, each used for its third
+            projected = tuple(self.in_proj(t).chunk(3, dim=-1)[i] for i, t in enumerate((query, key, value)))
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in projected)  # (b, heads, tokens, d/heads)
+        mask = _additive_mask(attn_mask, key_padding_mask, b, self.num_heads, length, source, q.dtype)
+        weights = None
+        if need_weights:
+            scores = q @ k.mT / q.shape[-1] ** 0.5
+            weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
+            mixed = weights @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        output = self.out_proj(mixed.transpose(1, 2).reshape(b, length, d))
+        return (output if self.batch_first else output.transpose(0, 1)), weights
+
+
+def _additive_mask(
+    attn_mask: Tensor | None, padding: Tensor | None, b: int, heads: int, length: int, source: int, dtype: torch.dtype
+) -> Tensor | None:
+    """Both masks of `nn.MultiheadAttention` (True: not attended, or numbers to add) as one, broadcastable to (b, heads, L, S)."""
+    total: Tensor | None = None
+    for mask in (attn_mask, padding):
+        if mask is None:
+            continue
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, float("-inf"))
+        if mask is padding or (mask.shape == (b, source) and attn_mask is None):
+            mask = mask.view(b, 1, 1, source)
+        elif mask.dim() == 3:
+            mask = mask.view(b, heads, length, source)
+        total = mask if total is None else total + mask
+    return total
+
+
+def fold_rows(x: Tensor, n: int) -> Tensor:
+    """(n*b, ..., d) -> (n, m, d): each particle's rows together.
+
+    Raises:
+        ValueError: the batch is not n times a whole number of examples.
+    """
+    if x.shape[0] % n:
+        raise ValueError(f"a batch of {x.shape[0]} does not hold the same number of examples for each of {n} particles")
+    return x.reshape(n, -1, x.shape[-1])
+
+
+def split_particles(x: Tensor, n: int) -> tuple[Tensor, ...]:
+    """(n*b, ...) -> n tensors (b, ...).
+
+    Raises:
+        ValueError: the batch is not n times a whole number of examples.
+    """
+    if x.shape[0] % n:
+        raise ValueError(f"a batch of {x.shape[0]} does not hold the same number of examples for each of {n} particles")
+    return x.chunk(n) if x.shape[0] == n else x.split(x.shape[0] // n)
+
+
+def apply_per_pixel(x: Tensor, *matrices: Tensor) -> Tensor:
+    """Apply each particle's matrices (n, c_out, c_in), in turn, to the channels of x (n*b, c, h, w).
+
+    Channels-last images are read in place; the result is channels-last.
+    """
+    rows = fold_rows(x.permute(0, 2, 3, 1), matrices[0].shape[0])
+    for matrix in matrices:
+        rows = torch.bmm(rows, matrix.mT)
+    return rows.view(x.shape[0], x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
+
+
+def call_with_kernel(layer: nn.Module, kernel: Tensor, x: Tensor) -> Tensor:
+    """A convolution layer's own forward with another kernel and no bias."""
+    replaced = {"weight": kernel}
+    if layer.bias is not None:
+        replaced["bias"] = kernel.new_zeros(kernel.shape[0])
+    return functional_call(layer, replaced, x)
+
+
+def is_full_precision(x: Tensor) -> bool:
+    """Whether products with x run in float32 or float64 (not in half precision, nor under autocast)."""
+    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+
+
+def linear_of(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+    """A linear layer that uses given parameters, not copies of them."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = weight
+    layer.bias = bias  # type: ignore[assignment]
+    return layer

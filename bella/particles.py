@@ -1,0 +1,211 @@
+"""What every parameterisation of a particle posterior offers, and how its parameters are stored.
+
+A posterior is n particles. Everything that trains is stored with a leading particle axis, (n, ...), once: the
+computation works on views of that storage, and their gradients are views of one gradient storage. So the optimizer and
+SVGD see a few large tensors, and no second copy of parameters or gradients ever exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bella.errors import UserError
+
+# The factors of low-rank particles are views of one (n, d) buffer, and their gradients views of another: autograd adds to
+# them in place, which is the point, and warns once that they are not contiguous.
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+
+Inputs = Tensor | Mapping[str, Tensor]
+"""One batch: a tensor (b, ...), or a dict of them (an image and a tokenized question)."""
+
+
+def map_inputs(function: Any, inputs: Any) -> Any:
+    """Apply a function to every tensor of a batch."""
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    return {key: function(value) for key, value in inputs.items()}
+
+
+def batch_length(inputs: Inputs) -> int:
+    """The number of examples in a batch: the length of the first axis."""
+    tensor = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    return int(tensor.shape[0])
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from anything that names a stream of random numbers; the same parts give the same seed everywhere."""
+    digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where one stacked parameter lives: which storage tensor, and which columns of it (None: all of it)."""
+
+    storage: int
+    columns: slice | None
+    shape: tuple[int, ...]
+
+
+class Particles(nn.Module, ABC):
+    """n particles over one shared, frozen theta_0.
+
+    Subclasses declare what trains (`_allocate`) and compute logits for a run of neighbouring particles (`_logits`).
+
+    Args:
+        num_particles: n.
+        chunk_size: how many particles are computed at once; results do not depend on it beyond rounding.
+        seeds: one a particle: all that is random about particle i comes from its own.
+    """
+
+    default_learning_rate: float
+    default_prior_std: float = 1.0
+
+    def __init__(self, num_particles: int, chunk_size: int, seeds: Sequence[int]) -> None:
+        super().__init__()
+        if num_particles < 1:
+            raise UserError(f"num_particles is {num_particles}: at least 1 is needed")
+        if chunk_size < 1:
+            raise UserError(f"chunk_size is {chunk_size}: at least 1 is needed")
+        self.num_particles = num_particles
+        self.chunk_size = min(chunk_size, num_particles)
+        self.seeds = tuple(seeds)
+        self.storage = nn.ParameterList()
+        self._slots: dict[str, _Slot] = {}
+        self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
+
+    # ---- storage -------------------------------------------------------------------------------------------------
+
+    def _allocate(self, shapes: Mapping[str, Sequence[int]], *, one_buffer: bool, device: torch.device, dtype: torch.dtype) -> None:
+        """Make the storage for named parameters of the given per-particle shapes.
+
+        Args:
+            shapes: name -> shape of one particle's parameter.
+            one_buffer: all of them as columns of one (n, d) tensor, which turns a step of the optimizer or of SVGD into
+                a handful of kernels; otherwise a tensor each (full-rank: d is 88 M a particle for CLIP).
+            device: where.
+            dtype: of what; trained numbers are float32 or float64, whatever theta_0 is held in.
+        """
+        dtype = torch.promote_types(dtype, torch.float32)
+        if one_buffer:
+            start = 0
+            for name, shape in shapes.items():
+                stop = start + torch.Size(shape).numel()
+                self._slots[name] = _Slot(0, slice(start, stop), tuple(shape))
+                start = stop
+            self.storage.append(nn.Parameter(torch.zeros(self.num_particles, start, device=device, dtype=dtype)))
+        else:
+            for index, (name, shape) in enumerate(shapes.items()):
+                self._slots[name] = _Slot(index, None, tuple(shape))
+                self.storage.append(nn.Parameter(torch.zeros(self.num_particles, *shape, device=device, dtype=dtype)))
+
+    def _view(self, slot: _Slot, rows: slice, *, gradient: bool) -> Tensor:
+        stored = self.storage[slot.storage]
+        tensor = stored.grad if gradient else stored.detach()
+        assert tensor is not None
+        tensor = tensor[rows]
+        return tensor if slot.columns is None else tensor[:, slot.columns].view(-1, *slot.shape)
+
+    def leaves(self, rows: slice) -> dict[str, Tensor]:
+        """Views (k, ...) of a run of k particles' parameters, as autograd leaves whose gradients land in the storage's."""
+        key = (rows.start, rows.stop)
+        if key not in self._leaves:
+            leaves = {}
+            for name, slot in self._slots.items():
+                leaf = self._view(slot, rows, gradient=False).requires_grad_()
+                if self.storage[slot.storage].grad is not None:
+                    leaf.grad = self._view(slot, rows, gradient=True)
+                leaves[name] = leaf
+            self._leaves[key] = leaves
+        return self._leaves[key]
+
+    def stacked_parameters(self) -> dict[str, Tensor]:
+        """Every trainable parameter with its leading particle axis, name -> (n, ...); `.grad` likewise, where there is one."""
+        return self.leaves(slice(0, self.num_particles))
+
+    def zero_gradients(self) -> None:
+        """Set all gradients to zero in place, making their storage on the first call."""
+        for stored in self.storage:
+            if stored.grad is None:
+                stored.grad = torch.zeros_like(stored)
+                self._leaves.clear()
+            else:
+                stored.grad.zero_()
+
+    def add_prior_gradient(self, scale: float) -> None:
+        """Add scale * (theta - prior mean) to the gradients: with scale 1 / (std^2 N), those of -log prior / N, a Gaussian's."""
+        for stored in self.storage:
+            assert stored.grad is not None
+            stored.grad.add_(stored.detach(), alpha=scale)
+        for name, leaf in self.stacked_parameters().items():
+            mean = self.prior_mean(name)
+            if mean is not None and leaf.grad is not None:
+                leaf.grad.sub_(mean, alpha=scale)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:  # .to(), .cuda(), .double(): storage moves, so views are made anew
+        result = super()._apply(*args, **kwargs)
+        self._leaves.clear()
+        return result
+
+    # ---- computation ---------------------------------------------------------------------------------------------
+
+    def chunks(self) -> Iterator[slice]:
+        """Runs of at most `chunk_size` neighbouring particles that cover all n."""
+        for start in range(0, self.num_particles, self.chunk_size):
+            yield slice(start, min(start + self.chunk_size, self.num_particles))
+
+    def prepare(self, inputs: Inputs, *, per_particle: bool = False) -> Any:
+        """What all chunks of particles share of one batch, computed once. Pass the result to `chunk_logits`."""
+        return inputs, per_particle
+
+    @abstractmethod
+    def chunk_logits(self, prepared: Any, rows: slice) -> Tensor:
+        """Logits (k, b, C) of a run of k particles on a prepared batch."""
+
+    def forward(self, inputs: Inputs, *, per_particle: bool = False) -> Tensor:
+        """Logits (n, b, C).
+
+        Args:
+            inputs: one batch of b examples that all particles see, (b, ...), or with `per_particle=True` already
+                particle-major, (n, b, ...). A tensor or a dict of tensors.
+            per_particle: whether every particle has its own examples.
+        """
+        prepared = self.prepare(inputs, per_particle=per_particle)
+        return torch.cat([self.chunk_logits(prepared, rows) for rows in self.chunks()])
+
+    # ---- what others need to know ----------------------------------------------------------------------------------
+
+    def prior_mean(self, name: str) -> Tensor | None:
+        """Where the Gaussian prior of a stacked parameter is centred, without the particle axis; None is zero."""
+        return None
+
+    def factor_pairs(self) -> list[tuple[str, str]]:
+        """Names (A, B) of stacked parameters that act only through the product B A; none for full-rank particles."""
+        return []
+
+    @abstractmethod
+    def merge(self, index: int) -> nn.Module:
+        """A plain copy of the model that holds one particle's weights and knows nothing of particles."""
+
+    def rows(self, index: int) -> list[Tensor]:
+        """One particle's share of the storage, as leaves with gradients: what an optimizer of its own would step."""
+        leaves = []
+        for stored in self.storage:
+            leaf = stored.detach()[index : index + 1].requires_grad_()
+            if stored.grad is not None:
+                leaf.grad = stored.grad[index : index + 1]
+            leaves.append(leaf)
+        return leaves
+
+    @property
+    def trainable_parameters_per_particle(self) -> int:
+        """How many numbers one particle trains, its head included."""
+        return sum(stored.numel() for stored in self.storage) // self.num_particles

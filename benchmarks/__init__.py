@@ -1,0 +1,1 @@
+"""The benchmark suite: methods against problems and tasks, records and tables."""

@@ -1,0 +1,231 @@
+"""The `bella` command. Heavy imports wait inside the commands, so that `bella list` is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from bella.errors import UserError, suggest
+from benchmarks.registries import ALL
+
+app = typer.Typer(
+    name="bella",
+    help="Benchmark and reproducibility suite for Bayesian low-rank learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
+
+
+@app.command("list")
+def list_names(
+    kind: Annotated[
+        str | None, typer.Argument(help="methods, tasks, problems, backbones or suites; all of them if left out.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List what is registered."""
+    if kind is not None and kind not in ALL:
+        raise UserError(f"unknown kind {kind!r}: {suggest(kind, ALL)}")
+    shown = {name: registry.entries().values() for name, registry in ALL.items() if kind in (None, name)}
+    if as_json:
+        plain = {
+            name: [{"name": e.name, "summary": e.summary, "origin": e.origin} for e in entries] for name, entries in shown.items()
+        }
+        print(json.dumps(plain, indent=1))
+        return
+    for name, entries in shown.items():
+        table = RichTable(title=name, title_justify="left", box=None, show_header=False, padding=(0, 2))
+        for entry in entries:
+            table.add_row(entry.name, entry.summary)
+        Console().print(table, "")
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Argument(help="A suite's name (`bella list suites`), or a YAML file.")],
+    methods: Annotated[str | None, typer.Option(help="Only these methods: a,b.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Only these tasks: a,b.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="These seeds: 0,1,2.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Results folder [default: out/SUITE].")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting for all runs; may be given several times.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and what each would do; do nothing.")] = False,
+) -> None:
+    """Run a suite. Finished runs are found and not done again."""
+    from benchmarks import plan, settings
+
+    chosen = plan.load_suite(suite)
+    chosen = plan.narrow(chosen, _words(methods), _words(tasks), _numbers(seeds, "--seeds"))
+    runs = plan.make_plan(chosen, settings.parse_assignments(assignments or []))
+    folder = out or Path("out") / chosen.name
+    if dry_run:
+        _show_plan(runs, folder)
+        return
+
+    from benchmarks import tables
+    from benchmarks.environment import pick_device
+    from benchmarks.progress import Progress
+    from benchmarks.records import write_text
+    from benchmarks.runner import run_suite
+
+    with Progress() as progress:
+        run_suite(chosen, runs, folder, device=pick_device(device), progress=progress)
+    made = tables.make_tables(folder)
+    for ending, form in tables.FORMS.items():
+        write_text(folder / f"tables.{ending}", form(made))
+    _print_tables(made)
+    Console(stderr=True, highlight=False).print(f"Written: {folder}/tables.md, .tex, .csv", soft_wrap=True)
+
+
+@app.command("tables")
+def show_tables(
+    folder: Annotated[Path, typer.Argument(help="A results folder.", metavar="DIR")],
+    formats: Annotated[str | None, typer.Option("--format", help="md, tex, csv, or several: md,tex.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Write tables.md, ... into this folder instead of printing.")] = None,
+) -> None:
+    """Print the tables of stored records."""
+    from benchmarks import tables
+    from benchmarks.records import write_text
+
+    names = tables.parse_formats(formats) if formats is not None else None
+    made = tables.make_tables(folder)
+    if to is not None:
+        for name in names or list(tables.FORMS):
+            write_text(to / f"tables.{name}", tables.FORMS[name](made))
+    elif names is None:
+        _print_tables(made)
+    else:
+        for name in names:
+            print(tables.FORMS[name](made), end="")
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="A results folder.", metavar="DIR")],
+    to: Annotated[Path, typer.Option(help="Where the published results live.")] = Path("results"),
+) -> None:
+    """Copy a suite's records and tables (no particles) to results/SUITE."""
+    from benchmarks.publish import publish as publish_folder
+
+    print(publish_folder(folder, to))
+
+
+@app.command()
+def costs(
+    backbone: Annotated[str, typer.Argument(help="open_clip:ViT-B-32, timm:vit_tiny_patch16_224, ... Needs no weights.")],
+    particles: Annotated[int, typer.Option(min=1, help="n.")] = 5,
+    rank: Annotated[str, typer.Option(help="r, or several: 1,2,4,8,16.")] = "4",
+    targets: Annotated[str | None, typer.Option(help="Patterns of adapted layers: c_fc,c_proj [default: the backbone's].")] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=2, help="Classes of a head trained in each particle; none if left out.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Count parameters and bytes of low-rank and full-rank particles."""
+    from benchmarks.costs import backbone_costs
+    from benchmarks.tables import format_units
+
+    ranks = _numbers(rank, "--rank") or [4]
+    found = backbone_costs(backbone, particles=particles, ranks=ranks, targets=_words(targets), classes=classes)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    full = found["full_rank"]
+    head = f", head of {classes} classes trained" if classes else ""
+    console = Console(highlight=False)
+    print(
+        f"{backbone}: theta_0 {full['total_parameters']:,} parameters; targets {', '.join(found['targets'])}{head}; n = {particles}"
+    )
+    table = RichTable("", "trained / particle", "of theta_0", "trained, all", "stored", "theta_0")
+    rows = [(f"low-rank, r = {row['rank']}", row) for row in found["low_rank"]] + [("full-rank", full)]
+    units = (" B", " kB", " MB", " GB", " TB")
+    for name, row in rows:
+        counts = [f"{row['trainable_parameters_per_particle']:,}", f"{row['ratio']:.2%}", f"{row['trainable_parameters']:,}"]
+        table.add_row(name, *counts, format_units(row["stored_bytes"], units), format_units(row["base_bytes"], units))
+    console.print(table)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has, and how to get what is missing."""
+    from benchmarks.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print(json.dumps({"findings": findings}, indent=1))
+        return
+    table = RichTable(box=None, show_header=False, padding=(0, 2))
+    for finding in findings:
+        colour = "green" if finding["state"] == "ok" else "yellow"
+        table.add_row(f"[{colour}]{finding['state']}[/]", finding["what"], finding["detail"])
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"bella: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str | None, option: str) -> list[int] | None:
+    words = _words(text)
+    try:
+        return None if words is None else [int(word) for word in words]
+    except ValueError as error:
+        raise UserError(f"{option} {text}: whole numbers with commas between them") from error
+
+
+def _show_plan(runs: list[Any], folder: Path) -> None:
+    from benchmarks.runner import missing_tasks, stored_record
+
+    table = RichTable("run", "particles", "theta_0", "to do")
+    for planned in runs:
+        record = stored_record(planned, folder)
+        to_do = ([] if record else ["train"]) + [task.name for task in missing_tasks(planned, record)]
+        name = f"{planned.problem} / {planned.label} / seed {planned.seed}"
+        table.add_row(
+            name, str(planned.particles), f"{planned.backbone} ({planned.weights.description})", ", ".join(to_do) or "nothing"
+        )
+    Console().print(table)
+
+
+def _print_tables(made: list[Any]) -> None:
+    """Tables for reading on a terminal; as Markdown where the output goes elsewhere."""
+    from benchmarks.tables import format_value, to_markdown
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        print(to_markdown(made), end="")
+        return
+    for table in made:
+        shown = RichTable(title=table.title, caption=table.caption, title_justify="left", caption_justify="left")
+        shown.add_column("Method", no_wrap=True)
+        for column in table.columns:
+            shown.add_column(column.title, justify="right")
+        best = [table.best(index) for index in range(len(table.columns))]
+        for row, (label, values) in enumerate(table.rows):
+            texts = [format_value(value, column) for value, column in zip(values, table.columns, strict=True)]
+            shown.add_row(label, *(f"[bold]{text}[/]" if row in best[i] else text for i, text in enumerate(texts)))
+        console.print(shown, "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The registered methods: a parameterisation times an inference rule.
+
+The four methods of the paper are a 2 x 2; a further method is one more `Method`, with at most one new file for a new
+parameterisation (a `Particles`) or a new inference rule (an `Inference`). What either takes as keyword arguments becomes
+a setting of the method, typed by its annotation: there is no second list of options to keep.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bella.inference import Inference
+from bella.particles import Particles
+from bella.registry import load_target
+
+_PROVIDED = {"self", "model", "num_particles", "head", "seeds", "chunk_size"}
+"""Arguments that the harness gives to every parameterisation, from the backbone and the run."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting that a parameterisation or an inference rule takes: its type, and its default (`inspect._empty`: none)."""
+
+    annotation: Any
+    default: Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """One registered method.
+
+    Attributes:
+        parameterisation: "module:attribute" of a `Particles` class: what a particle is.
+        inference: "module:attribute" of an `Inference` class: how gradients move the particles.
+        fixed: settings that this method has whatever a suite says (`particles: 1` for a single network).
+        defaults: settings that differ from the parameterisation's or inference rule's own.
+        revision: raised when the method's numbers change, so that stored runs of it are done again.
+    """
+
+    parameterisation: str
+    inference: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    revision: int = 1
+
+    def particle_options(self) -> dict[str, Option]:
+        """What the parameterisation can be told."""
+        return _options(load_target(self.parameterisation))
+
+    def inference_options(self) -> dict[str, Option]:
+        """What the inference rule can be told."""
+        return _options(load_target(self.inference))
+
+    def particles(self, *args: Any, **kwargs: Any) -> Particles:
+        """Make the particles."""
+        return load_target(self.parameterisation)(*args, **kwargs)
+
+    def rule(self, **options: Any) -> Inference:
+        """Make the inference rule."""
+        return load_target(self.inference)(**options)
+
+    @property
+    def default_learning_rate(self) -> float:
+        """The parameterisation's own."""
+        return load_target(self.parameterisation).default_learning_rate
+
+
+def _options(made: type) -> dict[str, Option]:
+    if made.__init__ is object.__init__:  # type: ignore[misc]
+        return {}
+    hints = typing.get_type_hints(made.__init__)  # type: ignore[misc]
+    parameters = inspect.signature(made).parameters
+    return {name: Option(hints[name], p.default) for name, p in parameters.items() if name not in _PROVIDED}
+
+
+FULL_RANK = "baselines.full_rank:FullRankParticles"
+LOW_RANK = "bella.lowrank:LowRankParticles"
+INDEPENDENT = "bella.inference:Independent"
+STEIN = "bella.svgd:SVGD"
+
+SINGLE = Method(FULL_RANK, INDEPENDENT, fixed={"particles": 1})
+ENSEMBLE = Method(FULL_RANK, INDEPENDENT)
+SVGD = Method(FULL_RANK, STEIN)
+BELLA_SINGLE = Method(LOW_RANK, INDEPENDENT, fixed={"particles": 1})
+BELLA_ENSEMBLE = Method(LOW_RANK, INDEPENDENT)
+BELLA_SVGD = Method(LOW_RANK, STEIN)

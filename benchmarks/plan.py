@@ -1,0 +1,355 @@
+"""From a suite to its runs: which methods, problems, tasks and seeds make one table, and what every run is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from bella.errors import UserError, suggest
+from bella.fit import Recipe
+from bella.lowrank import plan_adapters
+from benchmarks import settings as named
+from benchmarks.backbones import Weights, architecture, parse
+from benchmarks.methods import Method
+from benchmarks.problem import Options, Problem
+from benchmarks.records import check_name
+from benchmarks.registries import METHODS, PROBLEMS, SUITES, TASKS
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class MethodEntry(_Entry):
+    """A method of a suite: its name, a label for tables where one method stands in several rows, and its own settings."""
+
+    method: str
+    label: str | None = None
+
+
+class ProblemEntry(_Entry):
+    """A problem of a suite, and its own settings."""
+
+    problem: str
+
+
+class TaskEntry(BaseModel):
+    """A task of a suite, and its options."""
+
+    model_config = ConfigDict(extra="forbid")
+    task: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Suite(BaseModel):
+    """A suite file. In its lists a plain name stands for an entry without settings."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    description: str = ""
+    methods: list[MethodEntry] = Field(min_length=1)
+    problems: list[ProblemEntry] = Field(min_length=1)
+    tasks: list[TaskEntry] = Field(min_length=1)
+    seeds: list[int] = Field(default=[0], min_length=1)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("methods", "problems", "tasks", mode="before")
+    @classmethod
+    def _plain_names(cls, value: Any, info: Any) -> Any:
+        key = info.field_name.rstrip("s")
+        return [{key: entry} if isinstance(entry, str) else entry for entry in value] if isinstance(value, list) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, value: list[int]) -> list[int]:
+        if len(set(value)) != len(value) or min(value) < 0:
+            raise ValueError("seeds must be different numbers, 0 or more")
+        return value
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """A task of a run: its name, its options, and the hash that says whether a stored result answers them."""
+
+    name: str
+    options: dict[str, Any]
+    hash: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and the tasks that its posterior serves, every default resolved.
+
+    Attributes:
+        problem: its name.
+        method: its name.
+        label: how tables call it.
+        seed: k.
+        backbone: theta_0's name.
+        weights: which weights those are.
+        particles: n.
+        head: "trained" or "zero-shot".
+        recipe: how to train.
+        particle_options: for the parameterisation.
+        inference_options: for the inference rule.
+        data_options: for the problem.
+        fingerprint: of the data.
+        chunk_size: particles computed at once; None: the parameterisation decides. Not in the hash.
+        tasks: what is asked.
+        revision: the method's.
+    """
+
+    problem: str
+    method: str
+    label: str
+    seed: int
+    backbone: str
+    weights: Weights
+    particles: int
+    head: str
+    recipe: Recipe
+    particle_options: dict[str, Any]
+    inference_options: dict[str, Any]
+    data_options: Options
+    fingerprint: str
+    chunk_size: int | None
+    tasks: tuple[TaskPlan, ...]
+    revision: int
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What determines the trained particles, as plain data."""
+        return {
+            "problem": self.problem,
+            "data": self.data_options.model_dump(mode="json", exclude={"data", "description"}),
+            "data_fingerprint": self.fingerprint,
+            "backbone": self.backbone.partition("?")[0],
+            "weights": self.weights.checksum,
+            "method": self.method,
+            "particles": self.particles,
+            "head": self.head,
+            "recipe": dataclasses.asdict(self.recipe),
+            "parameterisation": self.particle_options,
+            "inference": self.inference_options,
+            "seed": self.seed,
+            "revision": self.revision,
+        }
+
+    @property
+    def hash(self) -> str:
+        """10 hexadecimal digits of the configuration's hash."""
+        return config_hash(self.config)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files lie, under the suite's folder."""
+        return Path("runs") / self.problem / self.label / f"seed{self.seed}-{self.hash}"
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """10 hexadecimal digits that identify plain data."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by its registered name, or from a YAML file.
+
+    Raises:
+        UserError: it is unknown, cannot be read, or says something a suite does not have.
+    """
+    file = Path(name)
+    if file.suffix not in (".yaml", ".yml"):
+        if name not in SUITES.names() and file.exists():
+            raise UserError(f"{name}: a suite file ends in .yaml")
+        file = Path(SUITES.resolve(name))
+    try:
+        content = yaml.safe_load(file.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such suite file; registered suites: {', '.join(SUITES.names())}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: a suite is a mapping with methods, problems and tasks")
+    for key in content:
+        if key not in Suite.model_fields:
+            raise UserError(f"{file}: unknown key {key!r}: {suggest(str(key), Suite.model_fields)}")
+    try:
+        suite = Suite.model_validate({"name": file.stem, **content})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        raise UserError(f"{file}: {place}: {problem['msg']}") from error
+    check_name(suite.name, f"{file}: name")
+    return suite
+
+
+def narrow(suite: Suite, methods: Sequence[str] | None, tasks: Sequence[str] | None, seeds: Sequence[int] | None) -> Suite:
+    """A suite with only some of its methods or tasks, or with other seeds; a method or task it lacks is added.
+
+    Raises:
+        UserError: a name is unknown.
+    """
+
+    def chosen(entries: list[Any], names: Sequence[str] | None, key: str, make: Any) -> list[Any]:
+        if names is None:
+            return entries
+        found = []
+        for name in names:
+            own = [e for e in entries if name in (getattr(e, key), getattr(e, "label", None))]
+            found += own or [make(**{key: name})]
+        return found
+
+    update: dict[str, Any] = {
+        "methods": chosen(suite.methods, methods, "method", MethodEntry),
+        "tasks": chosen(suite.tasks, tasks, "task", TaskEntry),
+    }
+    if seeds is not None:
+        update["seeds"] = list(seeds)
+    return suite.model_copy(update=update)
+
+
+def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[Run]:
+    """Every run of a suite, in the order they are done: problem by problem, seed by seed.
+
+    Raises:
+        UserError: an unknown name, a setting nobody knows or of a wrong type, missing data.
+    """
+    overrides = overrides or {}
+    methods = {entry.method: METHODS.resolve(entry.method) for entry in suite.methods}
+    problems = {entry.problem: PROBLEMS.resolve(entry.problem)() for entry in suite.problems}
+    tasks = tuple(_plan_task(entry, suite) for entry in suite.tasks)
+    labels = [entry.label or entry.method for entry in suite.methods]
+    for label in labels:
+        check_name(label, f"suite {suite.name}: label")
+        if labels.count(label) > 1:
+            raise UserError(f"suite {suite.name}: two methods are called {label!r}: give one of them another label")
+
+    everything = set().union(*(_known(m, p) for m, p in itertools.product(methods.values(), problems.values())))
+    named.check_known(suite.settings, everything, f"suite {suite.name}")
+    named.check_known(overrides, everything, "--set")
+    for entry in suite.methods:
+        known = set().union(*(_known(methods[entry.method], p) for p in problems.values()))
+        named.check_known(entry.settings, known, f"suite {suite.name}, method {entry.method}")
+    for problem_entry in suite.problems:
+        known = set().union(*(_known(m, problems[problem_entry.problem]) for m in methods.values()))
+        named.check_known(problem_entry.settings, known, f"suite {suite.name}, problem {problem_entry.problem}")
+
+    runs = []
+    for problem_entry in suite.problems:
+        problem = problems[problem_entry.problem]
+        fingerprints: dict[Options, str] = {}
+        for seed, entry in itertools.product(suite.seeds, suite.methods):
+            chain = (problem.settings, suite.settings, problem_entry.settings, entry.settings, overrides)
+            runs.append(
+                _plan_run(suite, problem_entry.problem, problem, entry, methods[entry.method], seed, tasks, chain, fingerprints)
+            )
+    return runs
+
+
+def _known(method: Method, problem: Problem[Any]) -> set[str]:
+    """Every setting that a method on a problem takes."""
+    parts = (named.HARNESS, named.RECIPE, method.particle_options(), method.inference_options(), problem.options.model_fields)
+    return {name for part in parts for name in part}
+
+
+def _plan_task(entry: TaskEntry, suite: Suite) -> TaskPlan:
+    task = TASKS.resolve(entry.task)
+    named.check_known(entry.options, task.options.model_fields, f"suite {suite.name}, task {entry.task}")
+    options = _validated(task.options, entry.options, f"suite {suite.name}, task {entry.task}").model_dump(mode="json")
+    return TaskPlan(entry.task, options, config_hash({"task": entry.task, "options": options, "revision": task.revision}))
+
+
+def _plan_run(
+    suite: Suite,
+    problem_name: str,
+    problem: Problem[Any],
+    entry: MethodEntry,
+    method: Method,
+    seed: int,
+    tasks: tuple[TaskPlan, ...],
+    chain: Sequence[Mapping[str, Any]],
+    fingerprints: dict[Options, str],
+) -> Run:
+    where = f"suite {suite.name}, {problem_name}, {entry.method}"
+    merged: dict[str, Any] = {
+        "backbone": problem.backbone,
+        "particles": 5,
+        "head": "trained",
+        "chunk_size": None,
+        **method.defaults,
+    }
+    for source in chain:
+        merged |= source
+    merged |= method.fixed
+    if merged["backbone"] is None:
+        raise UserError(f"{where}: name a backbone: --set backbone=SCHEME:MODEL")
+    harness = named.take(merged, named.HARNESS, where)
+    if harness["particles"] < 1:
+        raise UserError(f"{where}: particles is {harness['particles']}: at least 1 is needed")
+    if harness["chunk_size"] is not None and harness["chunk_size"] < 1:
+        raise UserError(f"{where}: chunk_size is {harness['chunk_size']}: at least 1 is needed")
+
+    options = _validated(problem.options, {k: v for k, v in merged.items() if k in problem.options.model_fields}, where)
+    if options not in fingerprints:
+        if (missing := problem.missing(options)) is not None:
+            raise UserError(missing)
+        fingerprints[options] = problem.fingerprint(options)
+
+    def taken(known: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings with their defaults; what has none (targets) and is not set is left to the backbone."""
+        given = named.take(merged, {name: option.annotation for name, option in known.items()}, where)
+        defaults = {name: option.default for name, option in known.items() if option.default is not inspect.Parameter.empty}
+        return {**defaults, **given}
+
+    inference_options = taken(method.inference_options())
+    method.rule(**inference_options)  # refuses a bad combination now, not after the first training
+    particle_options = taken(method.particle_options())
+    if "targets" in method.particle_options():
+        layers = architecture(harness["backbone"])
+        particle_options["targets"] = list(particle_options.get("targets", layers.targets))
+        try:
+            plan_adapters(layers.model, particle_options["targets"], 1)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    scheme, reference = parse(harness["backbone"])
+    return Run(
+        problem=problem_name,
+        method=entry.method,
+        label=entry.label or entry.method,
+        seed=seed,
+        backbone=harness["backbone"],
+        weights=scheme.weights(reference),
+        particles=harness["particles"],
+        head=harness["head"],
+        recipe=named.make_recipe(merged, method.default_learning_rate, where),
+        particle_options=particle_options,
+        inference_options=inference_options,
+        data_options=options,
+        fingerprint=fingerprints[options],
+        chunk_size=harness["chunk_size"],
+        tasks=tasks,
+        revision=method.revision,
+    )
+
+
+def _validated(model: type[BaseModel], values: Mapping[str, Any], where: str) -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        raise UserError(f"{where}: {name} is {problem['input']!r}: {problem['msg']}") from error

@@ -1,0 +1,142 @@
+"""A run's folder as a posterior: trained particles, and predictions that are computed once and then stored.
+
+record.json  particles.safetensors  distances.safetensors  logits/SPLIT.safetensors
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bella.checkpoint import load_particles, load_tensors, save_particles, save_tensors
+from bella.costs import count_parameters
+from bella.diversity import product_distances, weight_distances
+from bella.errors import UserError, suggest
+from bella.particles import Particles, derive_seed
+from bella.predictive import predict
+from benchmarks.backbones import build_classifier
+from benchmarks.plan import Run
+from benchmarks.problem import Data, Split
+from benchmarks.records import check_name
+from benchmarks.registries import METHODS
+from benchmarks.task import Predictions
+
+PARTICLES = "particles.safetensors"
+DISTANCES = "distances.safetensors"
+HALF_PRECISION_ABOVE = 10**7
+"""Stored logits of more numbers than this are float16."""
+
+
+class StoredPosterior:
+    """What is learned in one run, backed by its folder.
+
+    Args:
+        run: what it is made of.
+        folder: its own.
+        data: loads the problem's data; called when first needed.
+        device: where to compute.
+        on_batch: told (examples done, examples in all) while predicting.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        folder: Path,
+        data: Callable[[], Data],
+        device: torch.device,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.run = run
+        self.folder = folder
+        self.device = device
+        self.average = run.recipe.average
+        self.eval_seconds = 0.0
+        self._data = data
+        self._on_batch = on_batch
+        self._particles: Particles | None = None
+        self.base_parameters = 0
+        self.base_bytes = 0
+
+    def data(self) -> Data:
+        """The problem's data."""
+        return self._data()
+
+    def fresh_particles(self) -> Particles:
+        """The particles as they are before training, on theta_0 of this run."""
+        run, data = self.run, self.data()
+        model = build_classifier(
+            run.backbone, class_names=data.class_names, image_size=data.image_size, head=run.head, template=data.template
+        )
+        self.base_parameters, self.base_bytes = count_parameters(model)
+        self._particles = METHODS.resolve(run.method).particles(
+            model.to(self.device),
+            run.particles,
+            head="head" if run.head == "trained" else None,
+            seeds=derive_seed("particles", run.seed),
+            chunk_size=run.chunk_size,
+            **run.particle_options,
+        )
+        return self._particles
+
+    def particles(self) -> Particles:
+        """The trained particles, from memory or from the folder."""
+        if self._particles is None:
+            load_particles(self.fresh_particles(), self.folder / PARTICLES)
+        assert self._particles is not None
+        return self._particles
+
+    def store(self, particles: Particles) -> None:
+        """Write the trained particles and their distances, dropping what an earlier training of this run has left."""
+        for stale in self.folder.glob("logits/*.safetensors"):
+            stale.unlink()
+        save_tensors({"weights": weight_distances(particles), "products": product_distances(particles)}, self.folder / DISTANCES)
+        save_particles(particles, self.folder / PARTICLES)
+
+    def distances(self) -> dict[str, Tensor]:
+        """Distances (n, n) between the trained particles."""
+        return load_tensors(self.folder / DISTANCES)
+
+    def predictions(self, split: str) -> Predictions:
+        """Logits of all particles on a split: from the folder, or computed and stored."""
+        path = self.folder / "logits" / f"{check_name(split, 'split')}.safetensors"
+        if not path.exists():
+            examples = self._split(split)
+            started = time.perf_counter()
+            logits = predict(
+                self.particles(),
+                examples,
+                batch_size=max(self.run.recipe.batch_size, 64),
+                device=self.device,
+                on_batch=self._on_batch,
+            )
+            self.eval_seconds += time.perf_counter() - started
+            ids = torch.frombuffer(bytearray("\n".join(examples.ids).encode()), dtype=torch.uint8)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            half = logits.numel() > HALF_PRECISION_ABOVE
+            save_tensors({"logits": logits.half() if half else logits, "targets": examples.targets, "ids": ids}, path)
+        return read_predictions(path)
+
+    def _split(self, name: str) -> Split:
+        data = self.data()
+        splits = {"training": data.training, "validation": data.validation, "test": data.test, **data.further}
+        if name not in splits:
+            raise UserError(f"problem {self.run.problem} has no set {name!r}: {suggest(name, splits)}")
+        return splits[name]
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Stored predictions, logits as float32.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    tensors = load_tensors(path)
+    try:
+        ids = bytes(tensors["ids"].numpy()).decode().split("\n")
+        return Predictions(tensors["logits"].float(), tensors["targets"], ids)
+    except (KeyError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not stored predictions ({error}); delete it and run the suite again") from error

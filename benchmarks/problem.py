@@ -1,0 +1,80 @@
+"""What a problem is: data splits, backbone, head and recipe; one file a data set family under `problems/`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from bella.data import Examples
+
+
+class Options(BaseModel):
+    """Data options of a problem; each field is a setting."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Split(Examples, Protocol):
+    """Examples with a name each."""
+
+    ids: list[str]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a problem loads.
+
+    Attributes:
+        training: what is learned from.
+        validation: what chooses the best epoch and the temperature.
+        test: what is reported.
+        class_names: in the order of the class indices.
+        image_size: S.
+        description: one line for captions, honest about where the data come from.
+        template: what a zero-shot head says of a class, with {} for its name.
+        further: other sets that tasks ask for by name (unseen classes, shifted copies).
+    """
+
+    training: Split
+    validation: Split
+    test: Split
+    class_names: list[str]
+    image_size: int
+    description: str
+    template: str = "a photo of a {}."
+    further: Mapping[str, Split] = field(default_factory=dict)
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+class Problem(ABC, Generic[OptionsT]):
+    """One problem.
+
+    Class attributes: `options`, the model of its data options; `backbone`, the default theta_0; `settings`, defaults of
+    any other setting (epochs, learning_rate, ...) that suit it.
+    """
+
+    options: ClassVar[type[Options]]
+    backbone: ClassVar[str | None] = None
+    settings: ClassVar[Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def missing(self, options: OptionsT) -> str | None:
+        """None where the data are at hand; else one line that says what is missing and how to get it."""
+
+    @abstractmethod
+    def fingerprint(self, options: OptionsT) -> str:
+        """What identifies the data in a run's hash, whatever folder they lie in."""
+
+    @abstractmethod
+    def load(self, options: OptionsT) -> Data:
+        """Read the data.
+
+        Raises:
+            UserError: they are missing or damaged.
+        """

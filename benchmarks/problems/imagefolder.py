@@ -1,0 +1,138 @@
+"""Any folder of class folders: `train/CLASS/*.jpg`, `test/CLASS/*.jpg`, and `val/CLASS/*.jpg` where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from bella.errors import UserError, suggest
+from benchmarks.images import SUFFIXES, ImageSplit, fingerprint, load_split, stratified_choice
+from benchmarks.problem import Data, Options, Problem
+
+TRAINING, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
+
+Files = list[tuple[Path, int]]
+
+
+class ImageFolderOptions(Options):
+    """data: the folder; the limits choose that many images, each class in proportion, always the same ones.
+
+    validation_fraction is held out of the training images where there is no validation folder.
+    description says in captions what the images are.
+    """
+
+    data: Path | None = None
+    image_size: int = Field(default=224, ge=8)
+    train_limit: int | None = Field(default=None, ge=1)
+    test_limit: int | None = Field(default=None, ge=1)
+    validation_fraction: float = Field(default=0.2, gt=0, lt=1)
+    description: str | None = None
+
+
+class ImageFolder(Problem[ImageFolderOptions]):
+    """Classes are the folder names in alphabetical order; validation comes from `val`, or is held out of `train`."""
+
+    options = ImageFolderOptions
+    backbone = "packaged:efficientnet_lite0"
+    settings: ClassVar[dict[str, Any]] = {"epochs": 5, "batch_size": 32}
+
+    def missing(self, options: ImageFolderOptions) -> str | None:
+        """The folder must be named and have train and test in it."""
+        if options.data is None:
+            return "imagefolder needs a folder of class folders: --set data=FOLDER (with train/CLASS/*.jpg and test/CLASS/*.jpg)"
+        root = options.data.expanduser()
+        if not root.is_dir():
+            return f"no such folder: {root} (setting data: a folder with train/CLASS/*.jpg and test/CLASS/*.jpg)"
+        for names in (TRAINING, (*TEST, *VALIDATION)):
+            if _find(root, names) is None:
+                return f"{root} has no {names[0]} folder (needed: train/CLASS/*.jpg and test/CLASS/*.jpg)"
+        return None
+
+    def fingerprint(self, options: ImageFolderOptions) -> str:
+        """Names and sizes of all image files."""
+        splits = self._splits(options)
+        root = self._root(options)
+        return fingerprint([f"{file.relative_to(root)} {file.stat().st_size}" for files in splits.values() for file, _ in files])
+
+    def load(self, options: ImageFolderOptions) -> Data:
+        """Read the images."""
+        splits = self._splits(options)
+        names = self._class_names(options)
+        root = self._root(options)
+        training = _limited(splits["train"], options.train_limit)
+        validation = splits.get("val")
+        if validation is None:
+            count = round(options.validation_fraction * len(training))
+            chosen = set(stratified_choice([c for _, c in training], count))
+            validation = [training[i] for i in sorted(chosen)]
+            training = [entry for i, entry in enumerate(training) if i not in chosen]
+        if not training or not validation:
+            raise UserError(f"{root}: too few training images to hold {options.validation_fraction:.0%} out for validation")
+        test = _limited(splits["test"], options.test_limit)
+
+        def load(files: Files) -> ImageSplit:
+            ids = [str(file.relative_to(root)) for file, _ in files]
+            return load_split([file for file, _ in files], [c for _, c in files], ids, options.image_size)
+
+        about = options.description or f"images of {root.resolve().name}"
+        return Data(
+            training=load(training),
+            validation=load(validation),
+            test=load(test),
+            class_names=names,
+            image_size=options.image_size,
+            description=f"{about}, {len(training)} training and {len(test)} test images at {options.image_size} px",
+        )
+
+    def _root(self, options: ImageFolderOptions) -> Path:
+        if (problem := self.missing(options)) is not None:
+            raise UserError(problem)
+        assert options.data is not None
+        return options.data.expanduser()
+
+    def _class_names(self, options: ImageFolderOptions) -> list[str]:
+        training = _find(self._root(options), TRAINING)
+        assert training is not None
+        names = sorted(folder.name for folder in training.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+        if len(names) < 2:
+            raise UserError(f"{training} has {len(names)} class folders: at least 2 are needed")
+        return names
+
+    def _splits(self, options: ImageFolderOptions) -> dict[str, Files]:
+        """Files and classes of train, test and, where both exist, val; a lone val folder is the test split."""
+        root = self._root(options)
+        names = self._class_names(options)
+        folders = {"train": _find(root, TRAINING), "val": _find(root, VALIDATION), "test": _find(root, TEST)}
+        if folders["test"] is None:
+            folders["test"], folders["val"] = folders["val"], None
+        return {split: _list(folder, names) for split, folder in folders.items() if folder is not None}
+
+
+def _find(root: Path, names: tuple[str, ...]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _list(folder: Path, names: list[str]) -> Files:
+    """All images of one split, class by class, by name."""
+    found = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    files: Files = []
+    for class_folder in found:
+        if class_folder.name not in names:
+            raise UserError(f"{class_folder}: no such class in the training folder: {suggest(class_folder.name, names)}")
+        images = sorted(file for file in class_folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not images:
+            raise UserError(
+                f"{class_folder}: a class without images ({', '.join(sorted(SUFFIXES))}): add some, or remove the folder"
+            )
+        files += [(image, names.index(class_folder.name)) for image in images]
+    if not files:
+        raise UserError(f"{folder}: no class folders with images")
+    return files
+
+
+def _limited(files: Files, limit: int | None) -> Files:
+    if limit is None:
+        return files
+    return [files[i] for i in stratified_choice([c for _, c in files], limit)]

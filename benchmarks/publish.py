@@ -1,0 +1,57 @@
+"""`bella publish`: what the project shows of a finished suite goes to results/<suite>: records and tables, no particles."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from bella.errors import UserError
+from benchmarks.records import FILE, check_name, find_records
+from benchmarks.tables import FORMS, make_tables
+
+LIMIT_BYTES = 25 * 2**20
+"""The most that the results folder may hold in all."""
+
+
+def publish(source: Path, results: Path) -> Path:
+    """Copy a suite's records, suite file and tables to results/<suite>, replacing what is there.
+
+    Raises:
+        UserError: there are no records, the suite has no usable name, or the results folder would grow too large.
+    """
+    find_records(source)  # refuses an empty folder and damaged records
+    suite_file = source / "suite.yaml"
+    try:
+        name = check_name(str(yaml.safe_load(suite_file.read_text())["name"]), f"{suite_file}: name")
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{suite_file}: cannot tell the suite's name; run the suite again to write it") from error
+    target = results / name
+    if source.resolve() == target.resolve():
+        raise UserError(f"{source} is the published folder itself: publish from the folder the suite was run in")
+    results.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=results, prefix=".publishing-") as scratch:
+        made = Path(scratch) / name
+        for path in sorted(source.glob(f"runs/*/*/*/{FILE}")):
+            copy = made / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        shutil.copyfile(suite_file, made / suite_file.name)
+        tables = make_tables(made)
+        for ending, form in FORMS.items():
+            (made / f"tables.{ending}").write_text(form(tables), encoding="utf-8")
+        others = [p for p in results.iterdir() if p != target and p != Path(scratch)]
+        size = folder_bytes(made) + sum(folder_bytes(p) for p in others)
+        if size > LIMIT_BYTES:
+            raise UserError(f"{results} would hold {size / 2**20:.1f} MiB, the limit is {LIMIT_BYTES >> 20}: publish fewer runs")
+        if target.exists():
+            shutil.move(target, Path(scratch) / "replaced")
+        made.rename(target)
+    return target
+
+
+def folder_bytes(path: Path) -> int:
+    """The size of a file, or of all files in a folder."""
+    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

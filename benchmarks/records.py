@@ -1,0 +1,141 @@
+"""One JSON record a run: its schema, written whole or not at all, read into a table of values."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bella.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+FILE = "record.json"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]*")
+
+
+def check_name(name: str, what: str) -> str:
+    """A name that may become a folder: letters, digits and `. _ + = @ -`, so that none climbs out of the results folder.
+
+    Raises:
+        UserError: any other.
+    """
+    if not _NAME.fullmatch(name) or len(name) > 100:
+        raise UserError(f"{what} {name!r}: a name has letters, digits and . _ + = @ - and begins with a letter or digit")
+    return name
+
+
+class RunInfo(BaseModel):
+    """What was run."""
+
+    model_config = ConfigDict(extra="forbid")
+    problem: str
+    method: str
+    label: str
+    seed: int
+    backbone: str
+    weights: str
+    data: str
+    hash: str
+    config: dict[str, Any]
+
+
+class TaskResult(BaseModel):
+    """The hash of a task's configuration: a result is good for that one only."""
+
+    model_config = ConfigDict(extra="forbid")
+    hash: str
+    options: dict[str, Any]
+
+
+class Record(BaseModel):
+    """One run's record. Metrics are flat: task -> name -> value, with `null` where a metric is undefined."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    schema_: int
+    run: RunInfo
+    training: dict[str, Any]
+    tasks: dict[str, dict[str, float | None]]
+    task_results: dict[str, TaskResult]
+    costs: dict[str, float | int | str | None]
+    environment: dict[str, Any]
+
+
+def write_record(record: Record, folder: Path) -> None:
+    """Write a run's record: to a temporary file, flushed, renamed."""
+    content = {"schema": record.schema_, **record.model_dump(exclude={"schema_"})}
+    write_text(folder / FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_record(path: Path) -> Record:
+    """Read one record.
+
+    Raises:
+        UserError: it is damaged, or of another schema; names the file and the way out.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: a damaged record ({error}): remove its folder and run the suite again") from error
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise UserError(f"{path}: record schema {schema!r}, this version reads {SCHEMA}: remove its folder and run the suite again")
+    content["schema_"] = content.pop("schema")
+    try:
+        return Record.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: a damaged record ({place}: {first['msg']}): remove its folder and run the suite again") from error
+
+
+def find_records(folder: Path) -> list[Record]:
+    """All records below a folder, by path.
+
+    Raises:
+        UserError: the folder is missing or has none, or a record is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; `bella run SUITE --out {folder}` makes one")
+    paths = sorted(folder.glob(f"runs/*/*/*/{FILE}"))
+    if not paths:
+        raise UserError(
+            f"{folder}: no records in it (expected runs/PROBLEM/METHOD/SEED/{FILE}); `bella run SUITE --out {folder}` writes them"
+        )
+    return [read_record(path) for path in paths]
+
+
+def to_frame(records: list[Record]) -> pd.DataFrame:
+    """Records as a long table: problem, label, seed, task, metric, value; costs under the task "costs"."""
+    import pandas as pd
+
+    rows = []
+    for record in records:
+        key = {"problem": record.run.problem, "method": record.run.method, "label": record.run.label, "seed": record.run.seed}
+        for task, metrics in {**record.tasks, "costs": record.costs}.items():
+            for metric, value in metrics.items():
+                if not isinstance(value, str):
+                    rows.append({**key, "task": task, "metric": metric, "value": value})
+    frame = pd.DataFrame(rows, columns=["problem", "method", "label", "seed", "task", "metric", "value"])
+    return frame.astype({"value": float})

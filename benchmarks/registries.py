@@ -1,0 +1,62 @@
+"""Every name the suite knows: one line here, or one entry point in another package, makes a thing runnable.
+
+Nothing is imported until it is used, so `bella list` is instant.
+"""
+
+from __future__ import annotations
+
+from bella.registry import Registry
+
+METHODS = Registry(
+    "method",
+    "bella.methods",
+    {
+        "single": ("benchmarks.methods:SINGLE", "one full-rank network (a MAP estimate)"),
+        "ensemble": ("benchmarks.methods:ENSEMBLE", "full-rank particles, independent: a deep ensemble"),
+        "svgd": ("benchmarks.methods:SVGD", "full-rank particles moved by SVGD"),
+        "bella-single": ("benchmarks.methods:BELLA_SINGLE", "one low-rank particle"),
+        "bella-ensemble": ("benchmarks.methods:BELLA_ENSEMBLE", "low-rank particles over one theta_0, independent"),
+        "bella-svgd": ("benchmarks.methods:BELLA_SVGD", "low-rank particles over one theta_0, moved by SVGD"),
+    },
+)
+
+PROBLEMS = Registry(
+    "problem",
+    "bella.problems",
+    {
+        "digits": ("benchmarks.problems.digits:Digits", "scikit-learn's 8x8 digits, classes 0-7 (embedded)"),
+        "imagefolder": ("benchmarks.problems.imagefolder:ImageFolder", "any folder split/class/image (set data=FOLDER)"),
+    },
+)
+
+TASKS = Registry(
+    "task",
+    "bella.tasks",
+    {
+        "classification": (
+            "benchmarks.tasks.classification:Classification",
+            "accuracy, NLL, Brier, ECE, temperature scaling, uncertainty, diversity on the test split",
+        ),
+    },
+)
+
+BACKBONES = Registry(
+    "backbone",
+    "bella.backbones",
+    {
+        "packaged": ("benchmarks.backbones:Packaged", "packaged:efficientnet_lite0, ImageNet weights from the package index"),
+        "timm": ("benchmarks.backbones:Timm", "timm:MODEL[.TAG], any timm model"),
+        "open_clip": ("benchmarks.backbones:OpenClip", "open_clip:MODEL/TAG, the image tower of any open_clip model"),
+    },
+)
+
+SUITES = Registry(
+    "suite",
+    "bella.suites",
+    {
+        "quick": ("benchmarks.suites:QUICK", "all methods, 3 particles, on the embedded problems; minutes on two cores"),
+        "smoke": ("benchmarks.suites:SMOKE", "all methods on a few digits with a tiny random network; seconds, for tests"),
+    },
+)
+
+ALL = {"methods": METHODS, "tasks": TASKS, "problems": PROBLEMS, "backbones": BACKBONES, "suites": SUITES}

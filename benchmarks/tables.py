@@ -1,0 +1,319 @@
+"""Tables from records: methods as rows, mean +- std over seeds, the best in bold; Markdown, LaTeX and CSV.
+
+Reads records only. Nothing of the training code is imported.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bella.errors import UserError, suggest
+from benchmarks.records import Record, find_records
+from benchmarks.registries import METHODS, TASKS
+from benchmarks.task import Column
+
+SUMMARY_COSTS = (
+    Column("trainable_parameters_per_particle", "Trained / particle", None, unit="count"),
+    Column("stored_bytes", "Stored", None, unit="bytes"),
+)
+COSTS = (
+    Column("total_parameters", "theta_0", None, unit="count"),
+    Column("base_bytes", "theta_0 size", None, unit="bytes"),
+    Column("trainable_parameters_per_particle", "Trained / particle", None, unit="count"),
+    Column("ratio", "of theta_0 (%)", None, 100, 2),
+    Column("trainable_parameters", "Trained, all", None, unit="count"),
+    Column("stored_bytes", "Stored", None, unit="bytes"),
+    Column("peak_memory_bytes", "Peak memory", None, unit="bytes"),
+    Column("train_seconds", "Training", None, unit="seconds"),
+    Column("train_examples_per_second", "Examples / s", None, 1, 0),
+    Column("eval_seconds", "Evaluation", None, unit="seconds"),
+)
+COSTS_CAPTION = (
+    "theta_0 is held once and not counted as stored; sizes in powers of 1000; peak memory is that of the whole process on a CPU "
+    "and of the allocator on a GPU; examples a second count each training image once, however many particles see it"
+)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A column's values for one method: mean and sample standard deviation over the seeds that define it."""
+
+    mean: float | None
+    std: float | None
+    count: int
+    seeds: int
+
+
+@dataclass
+class Table:
+    """One table: values by row and column, and which are best."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: list[tuple[str, list[Value]]]
+    caption: str
+
+    def best(self, index: int) -> set[int]:
+        """Rows that show the best mean of a column; all that print the same. None where there is nothing to compare."""
+        column = self.columns[index]
+        means = {row: values[index].mean for row, (_, values) in enumerate(self.rows)}
+        known = {row: mean for row, mean in means.items() if mean is not None}
+        if column.better is None or len(known) < 2:
+            return set()
+        target = max(known.values()) if column.better == "higher" else min(known.values())
+        return {row for row, mean in known.items() if format_number(mean, column) == format_number(target, column)}
+
+
+def make_tables(folder: Path) -> list[Table]:
+    """All tables of a results folder: for every problem those of each task, then its costs.
+
+    Raises:
+        UserError: the folder has no records, or a damaged one.
+    """
+    records = find_records(folder)
+    labels = label_rows(records)
+    order = row_order(folder, labels)
+    tables = []
+    for problem in dict.fromkeys(record.run.problem for record in records):
+        own = sorted((r for r in records if r.run.problem == problem), key=lambda r: order.index(labels[r.run.hash]))
+        rows: dict[str, list[Record]] = {}
+        for record in own:
+            rows.setdefault(labels[record.run.hash], []).append(record)
+        source = describe_source(own)
+        for task_name in [name for name in TASKS.names() if any(name in record.tasks for record in own)]:
+            task = TASKS.resolve(task_name)
+            answered = {label: [r for r in members if task_name in r.tasks] for label, members in rows.items()}
+            for number, (title, columns) in enumerate(task.tables.items()):
+                costs = SUMMARY_COSTS if number == 0 else ()
+                body = [
+                    (label, [summarise(members, task_name, c) for c in columns] + [summarise(members, "costs", c) for c in costs])
+                    for label, members in answered.items()
+                    if members
+                ]
+                tables.append(Table(f"{problem}: {title}", (*columns, *costs), body, f"{source} {task.caption}."))
+        body = [(label, [summarise(members, "costs", c) for c in COSTS]) for label, members in rows.items()]
+        tables.append(Table(f"{problem}: Costs", COSTS, body, f"{source} {COSTS_CAPTION}."))
+    return tables
+
+
+def summarise(records: Sequence[Record], task: str, column: Column) -> Value:
+    """Mean and standard deviation of one metric over seeds."""
+    values = [(r.costs if task == "costs" else r.tasks[task]).get(column.metric) for r in records]
+    known = [float(v) for v in values if isinstance(v, int | float)]
+    return Value(
+        mean=statistics.fmean(known) if known else None,
+        std=statistics.stdev(known) if len(known) > 1 else None,
+        count=len(known),
+        seeds=len(records),
+    )
+
+
+def label_rows(records: Sequence[Record]) -> dict[str, str]:
+    """A row's name for every run's hash: its label, with whatever setting tells it from others of that label."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.run.problem, record.run.label), []).append(record)
+    names = {}
+    for (_, label), members in groups.items():
+        flat = [{k: v for k, v in _flatten(m.run.config).items() if k != "seed"} for m in members]
+        keys = dict.fromkeys(key for config in flat for key in config)
+        differing = [key for key in keys if len({repr(config.get(key)) for config in flat}) > 1]
+        for member, config in zip(members, flat, strict=True):
+            note = ", ".join(f"{key.rpartition('.')[2]}={config.get(key)}" for key in differing)
+            names[member.run.hash] = f"{label} ({note})" if note else label
+    return names
+
+
+def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, dict):
+        return {prefix: config}
+    return {name: value for key, part in config.items() for name, value in _flatten(part, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def row_order(folder: Path, labels: dict[str, str]) -> list[str]:
+    """Rows as the suite lists its methods; then as the registry does; then by name."""
+    listed: list[str] = []
+    try:
+        suite = yaml.safe_load((folder / "suite.yaml").read_text())
+        listed = [entry.get("label") or entry["method"] for entry in suite["methods"]]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        pass  # records alone make tables too
+    listed += METHODS.names()
+
+    def place(name: str) -> tuple[int, str]:
+        label = name.partition(" (")[0]
+        return (listed.index(label) if label in listed else len(listed), name)
+
+    return sorted(set(labels.values()), key=place)
+
+
+def describe_source(records: Sequence[Record]) -> str:
+    """Which data, weights, particles and seeds made the rows."""
+
+    def several(values: Sequence[object]) -> str:
+        return "; ".join(dict.fromkeys(str(value) for value in values))
+
+    seeds = sorted({record.run.seed for record in records})
+    counts = sorted({record.run.config["particles"] for record in records if record.run.config["particles"] > 1})
+    spread = "mean ± standard deviation over seeds" if len(seeds) > 1 else "seed"
+    particles = f"n = {', '.join(map(str, counts))} particles (1 for single networks)" if counts else "one particle"
+    return (
+        f"Data: {several([r.run.data for r in records])}. theta_0: {several([r.run.backbone for r in records])}, "
+        f"{several([r.run.weights for r in records])}. {particles}; {spread} {', '.join(map(str, seeds))}; "
+        f"prediction averages {several([r.run.config['recipe']['average'] for r in records])}."
+    )
+
+
+# ---- numbers -------------------------------------------------------------------------------------------------------
+
+
+def format_number(value: float, column: Column) -> str:
+    """A value as the column shows it."""
+    value *= column.scale
+    if column.unit == "count":
+        return format_units(value, ("", " K", " M", " B"))
+    if column.unit == "bytes":
+        return format_units(value, (" B", " kB", " MB", " GB", " TB"))
+    if column.unit == "seconds":
+        return f"{value:.1f} s" if value < 600 else f"{value / 60:.1f} min" if value < 36000 else f"{value / 3600:.1f} h"
+    return f"{value:.{column.digits}f}"
+
+
+def format_units(value: float, units: Sequence[str]) -> str:
+    """A number with the unit, a power of 1000, that leaves one to three digits before the point."""
+    index = 0
+    while value >= 999.5 and index + 1 < len(units):
+        value, index = value / 1000, index + 1
+    digits = 0 if index == 0 or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f}{units[index]}"
+
+
+def format_value(value: Value, column: Column, pm: str = "±") -> str:
+    """mean ± std; a dash where undefined; the count of seeds that define it where not all do."""
+    if value.mean is None:
+        return "–"
+    text = format_number(value.mean, column)
+    if value.std is not None:
+        text += f" {pm} {format_number(value.std, column)}"
+    return text if value.count == value.seeds else f"{text} ({value.count} of {value.seeds})"
+
+
+# ---- forms ---------------------------------------------------------------------------------------------------------
+
+
+def to_markdown(tables: Sequence[Table]) -> str:
+    """GitHub tables, each under its title, its caption below."""
+    return "\n\n".join(_one_markdown(table) for table in tables) + "\n"
+
+
+def _one_markdown(table: Table) -> str:
+    grid = _grid(table, lambda text: text, lambda text: f"**{text}**", "±")
+    heading = ["Method", *(column.title for column in table.columns)]
+    widths = [max(len(row[i]) for row in [heading, *grid]) for i in range(len(heading))]
+
+    def line(cells: Sequence[str]) -> str:
+        return (
+            "| "
+            + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+            + " |"
+        )
+
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([f"### {table.title}", "", line(heading), rule, *(line(row) for row in grid), "", table.caption])
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    """`table` environments with booktabs rules."""
+    return "\n\n".join(_one_latex(table) for table in tables) + "\n"
+
+
+def _one_latex(table: Table) -> str:
+    grid = _grid(table, _escape, lambda text: rf"\textbf{{{text}}}", r"$\pm$")
+    heading = " & ".join(["Method", *(_escape(column.title) for column in table.columns)])
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_escape(table.title)}. {_escape(table.caption)}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        r"\toprule",
+        heading + r" \\",
+        r"\midrule",
+        *(" & ".join(row) + r" \\" for row in grid),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines)
+
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "–": "--",
+    }
+)
+
+
+def _escape(text: str) -> str:
+    return text.translate(_LATEX).replace(r"theta\_0", r"$\theta_0$")
+
+
+def to_csv(tables: Sequence[Table]) -> str:
+    """One line a value: table, method, metric, mean, std, seeds that define it; full precision, base units."""
+    output = io.StringIO()
+    writer = csv.writer(output, lineterminator="\n")
+    writer.writerow(["table", "method", "metric", "mean", "std", "seeds"])
+    for table in tables:
+        for label, values in table.rows:
+            for column, value in zip(table.columns, values, strict=True):
+                numbers = ["" if number is None else repr(number) for number in (value.mean, value.std)]
+                writer.writerow([table.title, label, column.metric, *numbers, value.count])
+    return output.getvalue()
+
+
+def _grid(table: Table, escape: Callable[[str], str], bold: Callable[[str], str], pm: str) -> list[list[str]]:
+    """Cells as text, the best in bold."""
+    best = [table.best(index) for index in range(len(table.columns))]
+    grid = []
+    for row, (label, values) in enumerate(table.rows):
+        cells = [escape(label)]
+        for index, (column, value) in enumerate(zip(table.columns, values, strict=True)):
+            text = escape(format_value(value, column)).replace("±", pm)
+            cells.append(bold(text) if row in best[index] else text)
+        grid.append(cells)
+    return grid
+
+
+FORMS: dict[str, Callable[[Sequence[Table]], str]] = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
+"""Formats by file ending."""
+
+
+def parse_formats(text: str) -> list[str]:
+    """Format names, with commas between them.
+
+    Raises:
+        UserError: one is unknown.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in FORMS:
+            raise UserError(f"unknown format {name!r}: {suggest(name, FORMS)}")
+    return names

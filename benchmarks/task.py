@@ -1,0 +1,82 @@
+"""What a task is: a function from a posterior's stored predictions to metrics, and the columns it puts into tables."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from benchmarks.problem import Options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bella.particles import Particles
+    from benchmarks.problem import Data
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Stored predictions on one split: logits (n, N, C), targets (N,), ids."""
+
+    logits: Tensor
+    targets: Tensor
+    ids: list[str]
+
+
+class Posterior(Protocol):
+    """What a task may ask: stored predictions, and where those do not suffice the particles and the data themselves."""
+
+    average: str
+    """What is averaged over particles, "probabilities" or "logits"."""
+
+    def predictions(self, split: str) -> Predictions:
+        """Predictions on "validation", "test" or a further set of the problem; computed once, then stored."""
+        ...
+
+    def distances(self) -> dict[str, Tensor]:
+        """Distances (n, n) between particles as trained, in "weights" and in "products"."""
+        ...
+
+    def particles(self) -> Particles:
+        """The trained particles."""
+        ...
+
+    def data(self) -> Data:
+        """The problem's data."""
+        ...
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a task's table.
+
+    Attributes:
+        metric: its name in the record.
+        title: the heading, with the unit.
+        better: which end is best and set in bold; None: neither.
+        unit: "number"; or a readable form of a "count" (3.4 M), "bytes" (13.5 MB) or "seconds".
+        scale: what values are multiplied by (100 for per cent).
+        digits: after the point.
+    """
+
+    metric: str
+    title: str
+    better: Literal["higher", "lower"] | None = None
+    scale: float = 1.0
+    digits: int = 3
+    unit: Literal["number", "count", "bytes", "seconds"] = "number"
+
+
+class Task(ABC):
+    """One task. Class attributes: `options`; `revision`, raised when its numbers change; `tables`, title -> columns; `caption`."""
+
+    options: ClassVar[type[Options]] = Options
+    revision: ClassVar[int] = 1
+    tables: ClassVar[Mapping[str, tuple[Column, ...]]]
+    caption: ClassVar[str]
+
+    @abstractmethod
+    def evaluate(self, posterior: Posterior, options: Any) -> dict[str, float | None]:
+        """Metrics by name; None where one is undefined on its input."""

@@ -1,0 +1,1 @@
+"""What is asked of a learned posterior: one file a task."""
