@@ -51,6 +51,7 @@ class Recipe:
     average: Literal["probabilities", "logits"] = "probabilities"
 
     def __post_init__(self) -> None:
+        """Refuse what is out of range."""
         rates = self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate or 1.0,)
         checks = {
             "epochs": self.epochs >= 1,

@@ -28,7 +28,7 @@ _PROBE_EXAMPLES = 3  # not a multiple of the probe's two particles: nothing broa
 _PROBE_PARTICLES = 2
 
 
-class _Reached(Exception):
+class _ReachedFanOut(Exception):  # noqa: N818 - it stops a pass, it is no error
     """The pass has come to the fan-out; carries what the module there was called with."""
 
 
@@ -89,8 +89,8 @@ class FanOut:
             if fan_out._gives(expected, probe):
                 return fan_out
         raise UserError(
-            f"{type(model).__name__} cannot be folded: a batch of several particles does not give what one particle at a time "
-            "gives (a layer mixes the examples of a batch, or its batch axis is not the first); adapt other layers or another backbone"
+            f"{type(model).__name__} cannot be folded: a batch of several particles does not give what one particle at a time gives "
+            "(a layer mixes the examples of a batch, or its batch axis is not the first); adapt other layers or another backbone"
         )
 
     def _gives(self, expected: Tensor, probe: Inputs) -> bool:
@@ -109,7 +109,7 @@ class FanOut:
             return shared
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise _Reached(args, kwargs)
+            raise _ReachedFanOut(args, kwargs)
 
         def note(name: str) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -121,7 +121,7 @@ class FanOut:
         hooks.append(self.model.get_submodule(self.path).register_forward_pre_hook(stop, with_kwargs=True))
         try:
             self.model(inputs)
-        except _Reached as reached:
+        except _ReachedFanOut as reached:
             shared.arguments = reached.args  # type: ignore[assignment]
         finally:
             for hook in hooks:

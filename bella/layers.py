@@ -28,6 +28,7 @@ class ParticleLayer(nn.Module):
         self.calls = 0
 
     def __getattr__(self, name: str) -> Any:
+        """What the wrapped module has."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -49,6 +50,7 @@ class LowRankLinear(LowRankLayer):
     """y = x W^T + x A_i^T B_i^T for x (n*b, ..., d_in)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n*b, ..., d_in) to (n*b, ..., d_out)."""
         self.calls += 1
         output = self.base(x)
         folded = fold_rows(x, self.A.shape[0])
@@ -65,6 +67,7 @@ class LowRankPointwiseConv2d(LowRankLayer):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n*b, in, h, w) to (n*b, out, h', w')."""
         self.calls += 1
         base = self.base
         assert isinstance(base, nn.Conv2d)
@@ -86,6 +89,7 @@ class LowRankConv2d(LowRankLayer):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n*b, in, h, w) to (n*b, out, h', w')."""
         self.calls += 1
         rank = self.A.shape[1]
         kernel_shape = self.base.weight.shape[1:]
@@ -100,6 +104,7 @@ class LowRankGroupedConv2d(LowRankLayer):
     """A grouped or depthwise convolution: the change of the kernel is formed, since B_i mixes no channels of A_i's output."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n*b, in, h, w) to (n*b, out, h', w')."""
         self.calls += 1
         change = torch.bmm(self.B, self.A).view(-1, *self.base.weight.shape)  # (n, out, in/groups, kh, kw)
         parts = split_particles(x, change.shape[0])
@@ -121,6 +126,7 @@ class ParticleHead(ParticleLayer):
         self.weight_i, self.bias_i = weight, bias
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n*b, ..., d) to (n*b, ..., C)."""
         self.calls += 1
         weight = self.weight_i.mT.to(x.dtype)
         folded = fold_rows(x, weight.shape[0])
@@ -146,6 +152,7 @@ class SplitMultiheadAttention(nn.Module):
         self.out_proj = linear_of(original.out_proj.weight, original.out_proj.bias)
 
     def __getattr__(self, name: str) -> Any:
+        """What the wrapped module has."""
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -49,7 +49,8 @@ class Registry:
                 origin = point.dist.name if point.dist is not None else point.module
                 if point.name in self._builtin:
                     raise UserError(
-                        f"{origin} registers the {self.kind} {point.name!r}, which bella-bench already has: rename it in the entry points"
+                        f"{origin} registers the {self.kind} {point.name!r}, which bella-bench already has: "
+                        "rename it in that package's entry points"
                     )
                 self._entries[point.name] = Entry(point.name, point.value, f"from {point.value}", origin)
         return self._entries

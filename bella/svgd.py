@@ -50,6 +50,7 @@ class SVGD:
     kernel: str = "factors"
 
     def __post_init__(self) -> None:
+        """Refuse what is unknown or out of range."""
         if self.kernel not in KERNEL_SPACES:
             raise UserError(f"unknown kernel {self.kernel!r}: {suggest(self.kernel, KERNEL_SPACES)}")
         if isinstance(self.bandwidth, str) and self.bandwidth != "median":

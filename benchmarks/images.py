@@ -78,7 +78,7 @@ def load_split(files: Sequence[Path], targets: Sequence[int], ids: Sequence[str]
     return ImageSplit(decode(files, image_size) if fits else list(files), torch.tensor(targets), list(ids), image_size)
 
 
-def stratified_choice(targets: Sequence[int], count: int, seed: int = 0) -> list[int]:
+def stratified_choice(targets: Sequence[int] | np.ndarray, count: int, seed: int = 0) -> list[int]:
     """Indices of `count` examples with each class in proportion, drawn from a fixed seed; in ascending order.
 
     Every class keeps at least one example where `count` allows it. All examples where there are no more than `count`.

@@ -20,7 +20,7 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 class DigitsOptions(Options):
-    """classes: "0-7", or "all" ten; image_size: what the 8 x 8 images are enlarged to (bicubic); train_limit: fewer training images."""
+    """classes: "0-7", or "all" ten; image_size: what the 8 x 8 images are enlarged to (bicubic); train_limit: training images."""
 
     classes: Literal["0-7", "all"] = "0-7"
     image_size: int = Field(default=32, ge=8)

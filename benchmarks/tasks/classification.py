@@ -8,7 +8,7 @@ from benchmarks.task import Column, Posterior, Task
 
 
 class Classification(Task):
-    """Accuracy, NLL, Brier and ECE of the averaged prediction; NLL and ECE also after temperature scaling; uncertainty; diversity."""
+    """Accuracy, NLL, Brier, ECE of the averaged prediction, also after temperature scaling; uncertainty; diversity."""
 
     tables: ClassVar[dict[str, tuple[Column, ...]]] = {
         "Classification": (
