@@ -89,8 +89,9 @@ class FanOut:
             if fan_out._gives(expected, probe):
                 return fan_out
         raise UserError(
-            f"{type(model).__name__} cannot be folded: a batch of several particles does not give what one particle at a time gives "
-            "(a layer mixes the examples of a batch, or its batch axis is not the first); adapt other layers or another backbone"
+            f"{type(model).__name__} cannot be folded: a batch of several particles does not give what one particle at a "
+            "time gives (a layer mixes the examples of a batch, or its batch axis is not the first); adapt other layers, "
+            "or another backbone"
         )
 
     def _gives(self, expected: Tensor, probe: Inputs) -> bool:
@@ -122,7 +123,7 @@ class FanOut:
         try:
             self.model(inputs)
         except _ReachedFanOut as reached:
-            shared.arguments = reached.args  # type: ignore[assignment]
+            shared.arguments = reached.args
         finally:
             for hook in hooks:
                 hook.remove()

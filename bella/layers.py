@@ -22,7 +22,9 @@ class ParticleLayer(nn.Module):
     runs; code which *computes* with it by hand never calls this layer, and `calls` tells.
     """
 
-    def __init__(self, base: nn.Module) -> None:
+    base: nn.Linear | nn.Conv2d
+
+    def __init__(self, base: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
         self.base = base
         self.calls = 0
@@ -243,7 +245,7 @@ def apply_per_pixel(x: Tensor, *matrices: Tensor) -> Tensor:
     return rows.view(x.shape[0], x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
 
 
-def call_with_kernel(layer: nn.Module, kernel: Tensor, x: Tensor) -> Tensor:
+def call_with_kernel(layer: nn.Linear | nn.Conv2d, kernel: Tensor, x: Tensor) -> Tensor:
     """A convolution layer's own forward with another kernel and no bias."""
     replaced = {"weight": kernel}
     if layer.bias is not None:
@@ -256,9 +258,11 @@ def is_full_precision(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
 
 
-def linear_of(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear layer that uses given parameters, not copies of them."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    assert isinstance(weight, nn.Parameter)
+    assert bias is None or isinstance(bias, nn.Parameter)
     layer.weight = weight
-    layer.bias = bias  # type: ignore[assignment]
+    layer.register_parameter("bias", bias)
     return layer

@@ -133,7 +133,8 @@ def to_frame(records: list[Record]) -> pd.DataFrame:
     rows = []
     for record in records:
         key = {"problem": record.run.problem, "method": record.run.method, "label": record.run.label, "seed": record.run.seed}
-        for task, metrics in {**record.tasks, "costs": record.costs}.items():
+        tasks: dict[str, Any] = {**record.tasks, "costs": record.costs}
+        for task, metrics in tasks.items():
             for metric, value in metrics.items():
                 if not isinstance(value, str):
                     rows.append({**key, "task": task, "metric": metric, "value": value})

@@ -19,7 +19,7 @@ Files = list[tuple[Path, int]]
 class ImageFolderOptions(Options):
     """data: the folder; the limits choose that many images, each class in proportion, always the same ones.
 
-    validation_fraction is held out of the training images where there is no validation folder.
+    validation_fraction of the training folder is held out for validation where it has no folder of its own.
     description says in captions what the images are.
     """
 
@@ -61,13 +61,17 @@ class ImageFolder(Problem[ImageFolderOptions]):
         splits = self._splits(options)
         names = self._class_names(options)
         root = self._root(options)
-        training = _limited(splits["train"], options.train_limit)
+        training = splits["train"]
         validation = splits.get("val")
         if validation is None:
-            count = round(options.validation_fraction * len(training))
+            share = options.validation_fraction
+            count = round(share * len(training))
+            if options.train_limit is not None:  # as many as go with that many training images
+                count = min(count, round(options.train_limit * share / (1 - share)))
             chosen = set(stratified_choice([c for _, c in training], count))
             validation = [training[i] for i in sorted(chosen)]
             training = [entry for i, entry in enumerate(training) if i not in chosen]
+        training = _limited(training, options.train_limit)
         if not training or not validation:
             raise UserError(f"{root}: too few training images to hold {options.validation_fraction:.0%} out for validation")
         test = _limited(splits["test"], options.test_limit)
