@@ -198,18 +198,13 @@ def _additive_mask(
     attn_mask: Tensor | None, padding: Tensor | None, b: int, heads: int, length: int, source: int, dtype: torch.dtype
 ) -> Tensor | None:
     """Both masks of `nn.MultiheadAttention` (True: not attended, or numbers to add) as one, broadcastable to (b, heads, L, S)."""
-    total: Tensor | None = None
-    for mask in (attn_mask, padding):
-        if mask is None:
-            continue
-        if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, float("-inf"))
-        if mask is padding or (mask.shape == (b, source) and attn_mask is None):
-            mask = mask.view(b, 1, 1, source)
-        elif mask.dim() == 3:
-            mask = mask.view(b, heads, length, source)
-        total = mask if total is None else total + mask
-    return total
+    masks = []
+    if attn_mask is not None:
+        masks.append(attn_mask if attn_mask.dim() == 2 else attn_mask.view(b, heads, length, source))
+    if padding is not None:
+        masks.append(padding.view(b, 1, 1, source))
+    added = [torch.zeros_like(m, dtype=dtype).masked_fill_(m, float("-inf")) if m.dtype == torch.bool else m for m in masks]
+    return sum(added[1:], added[0]) if added else None
 
 
 def fold_rows(x: Tensor, n: int) -> Tensor:

@@ -274,4 +274,5 @@ def _low_rank_layer(base: nn.Module) -> LowRankLayer:
         if base.kernel_size == (1, 1) and base.padding in ((0, 0), "valid", "same"):
             return LowRankPointwiseConv2d(base)
         return LowRankConv2d(base)
+    assert isinstance(base, nn.Linear)
     return LowRankLinear(base)

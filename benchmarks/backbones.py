@@ -131,7 +131,7 @@ class Timm(Scheme):
             model = _from_hub(reference, lambda: timm.create_model(reference.model, pretrained=from_hub, **options))
         if load and reference.checkpoint is not None:
             load_checkpoint(model, reference.checkpoint, drop=_head_names(model))
-        data = timm.data.resolve_model_data_config(model)
+        data = timm.data.config.resolve_data_config(model=model)
         features = getattr(model, "head_hidden_size", None) or model.num_features
         return Backbone(model, int(features), data["mean"], data["std"], default_targets(model))
 
@@ -152,7 +152,7 @@ class Packaged(Scheme):
         if reference.model not in self.models:
             raise UserError(f"unknown packaged backbone {reference.model!r}: {suggest(reference.model, self.models)}")
         with torch.device(device):
-            model = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
+            model: Any = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
         if load and reference.checkpoint is not None:
             load_checkpoint(model, reference.checkpoint, drop=("classifier.weight", "classifier.bias"))
         elif load and not reference.random:
@@ -304,7 +304,7 @@ def build_classifier(name: str, *, class_names: Sequence[str], image_size: int, 
         else:
             made = nn.Linear(backbone.features, len(class_names))
     # Convolutions run up to three times faster on channels-last images; for other layers it changes nothing.
-    return ImageClassifier(backbone, made).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return ImageClassifier(backbone, made).to(memory_format=torch.channels_last)
 
 
 @functools.lru_cache(maxsize=8)
@@ -386,7 +386,7 @@ def _check_timm_name(reference: Reference) -> None:
         raise UserError(f"unknown timm model {reference.model!r}: {suggest(reference.model.partition('.')[0], known)}")
 
 
-def _head_names(model: nn.Module) -> tuple[str, ...]:
+def _head_names(model: Any) -> tuple[str, ...]:
     heads = model.default_cfg.get("classifier", "classifier")
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     return tuple(f"{head}.{part}" for head in heads for part in ("weight", "bias"))
