@@ -21,7 +21,8 @@ from bella.lowrank import plan_adapters
 from benchmarks import settings as named
 from benchmarks.backbones import Weights, architecture, parse
 from benchmarks.methods import Method
-from benchmarks.problem import Options, Problem
+from benchmarks.options import Options
+from benchmarks.problem import Problem
 from benchmarks.records import check_name
 from benchmarks.registries import METHODS, PROBLEMS, SUITES, TASKS
 

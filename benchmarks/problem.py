@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
 from bella.data import Examples
-
-
-class Options(BaseModel):
-    """Data options of a problem; each field is a setting."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from benchmarks.options import Options
 
 
 class Split(Examples, Protocol):

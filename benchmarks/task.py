@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from benchmarks.problem import Options
+from benchmarks.options import Options
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from bella.errors import UserError
 from benchmarks.images import ImageSplit, fingerprint, stratified_choice
-from benchmarks.problem import Data, Options, Problem
+from benchmarks.options import Options
+from benchmarks.problem import Data, Problem
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 

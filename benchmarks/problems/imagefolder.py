@@ -9,7 +9,8 @@ from pydantic import Field
 
 from bella.errors import UserError, suggest
 from benchmarks.images import SUFFIXES, ImageSplit, fingerprint, load_split, stratified_choice
-from benchmarks.problem import Data, Options, Problem
+from benchmarks.options import Options
+from benchmarks.problem import Data, Problem
 
 TRAINING, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
 
