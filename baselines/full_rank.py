@@ -35,7 +35,7 @@ class FullRankParticles(Particles):
         chunk_size: kept for the protocol; particles run one after the other all the same.
     """
 
-    default_learning_rate = 3e-4
+    default_learning_rate = 1e-4
 
     def __init__(
         self,

@@ -140,7 +140,7 @@ class LowRankParticles(Particles):
         chunk_size: particles computed at once (None: all).
     """
 
-    default_learning_rate = 2e-3
+    default_learning_rate = 5e-3
 
     def __init__(
         self,
