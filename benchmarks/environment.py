@@ -31,12 +31,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def make_deterministic(device: torch.device) -> None:
-    """Have the same run give the same numbers, and no run crawl.
-
-    On a GPU: deterministic algorithms (those that exist; torch warns of others). On a CPU: numbers below 1e-38, which the
-    gradients of a confident network are full of, count as 0; processors handle them many times slower than others.
-    """
-    torch.set_flush_denormal(True)
+    """Have the same run give the same numbers: on a GPU, deterministic algorithms (those that exist; torch warns of others)."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
