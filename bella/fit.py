@@ -185,6 +185,7 @@ def loss_and_gradients(particles: Particles, inputs: Inputs, targets: Tensor, *,
     for rows in particles.chunks():
         with autocast(targets.device):
             logits = particles.chunk_logits(prepared, rows)
+        logits.register_hook(_without_negligible)
         own = targets[rows]
         loss = F.cross_entropy(
             logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)), own.flatten(), reduction="sum"
@@ -193,6 +194,15 @@ def loss_and_gradients(particles: Particles, inputs: Inputs, targets: Tensor, *,
         loss.backward()
         total += loss.detach()
     return total
+
+
+def _without_negligible(gradient: Tensor) -> Tensor:
+    """A logit gradient with what is below 1e-20 set to 0.
+
+    A confident network's is full of such numbers, which layer by layer become denormal, and processors handle those many
+    times slower than others: the last epochs of a full-rank training on digits took 1.5 times as long.
+    """
+    return gradient.masked_fill(gradient.abs() < 1e-20, 0.0)
 
 
 def clip_gradients(particles: Particles, largest: float) -> None:

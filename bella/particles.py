@@ -19,10 +19,6 @@ from torch import Tensor, nn
 
 from bella.errors import UserError
 
-# The gradients of a confident network are full of numbers below 1e-38, which processors handle many times slower than
-# others (a run of 14 s took 211 s): they count as 0. Set on import, because threads inherit it when they are made.
-torch.set_flush_denormal(True)
-
 # The factors of low-rank particles are views of one (n, d) buffer, and their gradients views of another: autograd adds to
 # them in place, which is the point, and warns once that they are not contiguous.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
