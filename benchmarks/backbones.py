@@ -78,7 +78,9 @@ class Backbone:
 
 
 class Scheme(ABC):
-    """A family of backbones, by the word before the colon."""
+    """A family of backbones, by the word before the colon. `tagged`: whether its names end in /TAG, for weights."""
+
+    tagged: bool = False
 
     @abstractmethod
     def known_as(self, reference: Reference) -> Weights:
@@ -108,10 +110,8 @@ class Timm(Scheme):
 
     def known_as(self, reference: Reference) -> Weights:
         """The hub's weights for the name's tag, or timm's default tag."""
-        import timm
 
-        _check_timm_name(reference)
-        config = timm.get_pretrained_cfg(reference.model)
+        config = _timm_config(reference)
         if config is None or not (config.hf_hub_id or config.url or config.file):
             raise UserError(f"{reference.name}: timm has no weights for this model: add ?random, or ?checkpoint=FILE.safetensors")
         source = config.hf_hub_id or config.url
@@ -121,8 +121,7 @@ class Timm(Scheme):
         """The model without its classifier."""
         import timm
 
-        _check_timm_name(reference)
-        config = timm.get_pretrained_cfg(reference.model)
+        config = _timm_config(reference)
         options: dict[str, Any] = {"num_classes": 0}
         if image_size is not None and config is not None and config.fixed_input_size:
             options["img_size"] = image_size
@@ -179,6 +178,8 @@ class Packaged(Scheme):
 
 class OpenClip(Scheme):
     """The image tower of any open_clip model; its text tower builds zero-shot heads."""
+
+    tagged = True
 
     def known_as(self, reference: Reference) -> Weights:
         """The hub's weights for the tag."""
@@ -281,6 +282,8 @@ def parse(name: str) -> tuple[Scheme, Reference]:
     if key not in ("", "random", "checkpoint") or (key == "checkpoint") != bool(value):
         raise UserError(f"backbone {name!r}: after ? comes `random` or `checkpoint=FILE.safetensors`")
     model, _, tag = model.partition("/")
+    if tag and not scheme.tagged:
+        raise UserError(f"backbone {name!r}: {scheme_name} names take no /TAG: leave out {'/' + tag!r}")
     checkpoint = Path(value).expanduser() if key == "checkpoint" else None
     return scheme, Reference(name, scheme_name, model, tag or None, checkpoint, key == "random")
 
@@ -378,12 +381,19 @@ def file_checksum(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
 
 
-def _check_timm_name(reference: Reference) -> None:
+def _timm_config(reference: Reference) -> Any:
+    """What timm knows of a model's weights; None: nothing."""
     import timm
 
     if not timm.is_model(reference.model):
         known = timm.list_models()
         raise UserError(f"unknown timm model {reference.model!r}: {suggest(reference.model.partition('.')[0], known)}")
+    try:
+        return timm.get_pretrained_cfg(reference.model)
+    except RuntimeError as error:
+        model, _, tag = reference.model.partition(".")
+        known = [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
+        raise UserError(f"{reference.name}: unknown weights {tag!r}: {suggest(tag, known)}") from error
 
 
 def _head_names(model: Any) -> tuple[str, ...]:

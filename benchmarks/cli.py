@@ -101,8 +101,11 @@ def show_tables(
     names = tables.parse_formats(formats) if formats is not None else None
     made = tables.make_tables(folder)
     if to is not None:
-        for name in names or list(tables.FORMS):
-            write_text(to / f"tables.{name}", tables.FORMS[name](made))
+        try:
+            for name in names or list(tables.FORMS):
+                write_text(to / f"tables.{name}", tables.FORMS[name](made))
+        except OSError as error:
+            raise UserError(f"--to {to}: cannot be written: {error}; choose another folder") from error
     elif names is None:
         _print_tables(made)
     else:

@@ -62,14 +62,22 @@ def decode(files: Sequence[Path], image_size: int) -> Tensor:
     def read(index: int) -> None:
         try:
             with Image.open(files[index]) as image:
-                fitted = ImageOps.fit(image.convert("RGB"), (image_size, image_size), Image.Resampling.BICUBIC)
-        except (OSError, UnidentifiedImageError, ValueError) as error:
+                upright = ImageOps.exif_transpose(image)
+                fitted = ImageOps.fit(_to_rgb(upright), (image_size, image_size), Image.Resampling.BICUBIC)
+        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"{files[index]}: not a readable image ({error}); replace it, or remove it") from error
         array[index] = np.asarray(fitted)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(read, range(len(files))))
     return pixels
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of any image; 16-bit grey is scaled to 8 bits, which Pillow would clip to white."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def load_split(files: Sequence[Path], targets: Sequence[int], ids: Sequence[str], image_size: int) -> ImageSplit:

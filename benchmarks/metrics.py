@@ -32,7 +32,9 @@ def expected_calibration_error(log_probabilities: Tensor, targets: Tensor) -> fl
     """ECE of the most probable class, 15 equal bins, L1 norm (torchmetrics)."""
     if len(targets) == 0:
         return None
-    probabilities = log_probabilities.double().exp()
+    # A confidence of 1, or a rounding error above it, belongs to the last bin; torchmetrics opens another one for it, or
+    # takes the whole input for logits.
+    probabilities = log_probabilities.double().exp().clamp(max=1 - 1e-7)
     return _finite(multiclass_calibration_error(probabilities, targets, num_classes=probabilities.shape[1], n_bins=BINS, norm="l1"))
 
 

@@ -181,7 +181,7 @@ def load_suite(name: str) -> Suite:
         raise UserError(f"{file}: no such suite file; registered suites: {', '.join(SUITES.names())}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # its constructors raise ValueError, for a date of month 13
         raise UserError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: a suite is a mapping with methods, problems and tasks")
@@ -214,13 +214,12 @@ def narrow(suite: Suite, methods: Sequence[str] | None, tasks: Sequence[str] | N
             found += own or [make(**{key: name})]
         return found
 
-    update: dict[str, Any] = {
+    changed: dict[str, Any] = {
         "methods": chosen(suite.methods, methods, "method", MethodEntry),
         "tasks": chosen(suite.tasks, tasks, "task", TaskEntry),
+        "seeds": suite.seeds if seeds is None else list(seeds),
     }
-    if seeds is not None:
-        update["seeds"] = list(seeds)
-    return suite.model_copy(update=update)
+    return _validated(Suite, {**dict(suite), **changed}, "command line")
 
 
 def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[Run]:
@@ -322,8 +321,10 @@ def _plan_run(
     if "targets" in method.particle_options():
         layers = architecture(harness["backbone"])
         particle_options["targets"] = list(particle_options.get("targets", layers.targets))
+        if not particle_options["targets"] and harness["head"] != "trained":
+            raise UserError(f"{where}: targets is empty and the head is {harness['head']}: nothing would train")
         try:
-            plan_adapters(layers.model, particle_options["targets"], 1)
+            plan_adapters(layers.model, particle_options["targets"], particle_options.get("rank", 1))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
     scheme, reference = parse(harness["backbone"])

@@ -8,6 +8,7 @@ a problem's own defaults, the suite's settings, its entry for the problem, its e
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -42,7 +43,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {assignment}: write key=value")
         try:
             settings[key] = parse_value(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # its constructors raise ValueError, for a date of month 13
             raise UserError(f"--set {assignment}: the value cannot be read: {str(error).splitlines()[0]}") from error
     return settings
 
@@ -66,6 +67,9 @@ def validate(name: str, annotation: Any, value: Any, where: str) -> Any:
     """
     if isinstance(value, str) and _takes_words(annotation):
         value = [word.strip() for word in value.split(",") if word.strip()]
+    for number in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(f"{where}: {name} is {value!r}: a finite number is needed")
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:

@@ -79,16 +79,18 @@ def make_tables(folder: Path) -> list[Table]:
         UserError: the folder has no records, or a damaged one.
     """
     records = find_records(folder)
-    labels = label_rows(records)
-    order = row_order(folder, labels)
+    names = label_rows(records)
+    order = row_order(folder, names)
     tables = []
     for problem in dict.fromkeys(record.run.problem for record in records):
-        own = sorted((r for r in records if r.run.problem == problem), key=lambda r: order.index(labels[r.run.hash]))
+        own = sorted(
+            ((r, name) for r, name in zip(records, names, strict=True) if r.run.problem == problem), key=lambda p: order.index(p[1])
+        )
         rows: dict[str, list[Record]] = {}
-        for record in own:
-            rows.setdefault(labels[record.run.hash], []).append(record)
-        source = describe_source(own)
-        for task_name in [name for name in TASKS.names() if any(name in record.tasks for record in own)]:
+        for record, name in own:
+            rows.setdefault(name, []).append(record)
+        source = describe_source([record for record, _ in own])
+        for task_name in [name for name in TASKS.names() if any(name in record.tasks for record, _ in own)]:
             task = TASKS.resolve(task_name)
             answered = {label: [r for r in members if task_name in r.tasks] for label, members in rows.items()}
             for number, (title, columns) in enumerate(task.tables.items()):
@@ -116,19 +118,19 @@ def summarise(records: Sequence[Record], task: str, column: Column) -> Value:
     )
 
 
-def label_rows(records: Sequence[Record]) -> dict[str, str]:
-    """A row's name for every run's hash: its label, with whatever setting tells it from others of that label."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.run.problem, record.run.label), []).append(record)
-    names = {}
+def label_rows(records: Sequence[Record]) -> list[str]:
+    """The row of every record: its label, with whatever setting tells it from others of that label."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, record in enumerate(records):
+        groups.setdefault((record.run.problem, record.run.label), []).append(index)
+    names = [""] * len(records)
     for (_, label), members in groups.items():
-        flat = [{k: v for k, v in _flatten(m.run.config).items() if k != "seed"} for m in members]
+        flat = [{k: v for k, v in _flatten(records[m].run.config).items() if k != "seed"} for m in members]
         keys = dict.fromkeys(key for config in flat for key in config)
         differing = [key for key in keys if len({repr(config.get(key)) for config in flat}) > 1]
         for member, config in zip(members, flat, strict=True):
             note = ", ".join(f"{key.rpartition('.')[2]}={config.get(key)}" for key in differing)
-            names[member.run.hash] = f"{label} ({note})" if note else label
+            names[member] = f"{label} ({note})" if note else label
     return names
 
 
@@ -138,7 +140,7 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return {name: value for key, part in config.items() for name, value in _flatten(part, f"{prefix}.{key}".lstrip(".")).items()}
 
 
-def row_order(folder: Path, labels: dict[str, str]) -> list[str]:
+def row_order(folder: Path, names: Sequence[str]) -> list[str]:
     """Rows as the suite lists its methods; then as the registry does; then by name."""
     listed: list[str] = []
     try:
@@ -152,7 +154,7 @@ def row_order(folder: Path, labels: dict[str, str]) -> list[str]:
         label = name.partition(" (")[0]
         return (listed.index(label) if label in listed else len(listed), name)
 
-    return sorted(set(labels.values()), key=place)
+    return sorted(set(names), key=place)
 
 
 def describe_source(records: Sequence[Record]) -> str:

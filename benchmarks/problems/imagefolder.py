@@ -69,7 +69,9 @@ class ImageFolder(Problem[ImageFolderOptions]):
             count = round(share * len(training))
             if options.train_limit is not None:  # as many as go with that many training images
                 count = min(count, round(options.train_limit * share / (1 - share)))
-            chosen = set(stratified_choice([c for _, c in training], count))
+            kept = {c: i for i, (_, c) in enumerate(training)}  # one of each class stays in training, however small the class
+            pool = [i for i, (_, c) in enumerate(training) if kept[c] != i]
+            chosen = {pool[i] for i in stratified_choice([training[i][1] for i in pool], count)}
             validation = [training[i] for i in sorted(chosen)]
             training = [entry for i, entry in enumerate(training) if i not in chosen]
         training = _limited(training, options.train_limit)

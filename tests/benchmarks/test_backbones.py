@@ -106,3 +106,14 @@ def test_packaged_weights_are_imagenets() -> None:
     assert int(logits.argmax()) == 985
     _, reference = parse("packaged:efficientnet_lite0?random")
     assert reference.random
+
+
+def test_unknown_timm_tags_are_refused() -> None:
+    with pytest.raises(UserError, match="nope"):
+        parse("timm:resnet18.nope")[0].weights(parse("timm:resnet18.nope")[1])
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18/nope?random", "packaged:efficientnet_lite0/nope?random"])
+def test_a_tag_that_nothing_reads_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="nope"):
+        parse(name)

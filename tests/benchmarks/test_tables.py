@@ -1,0 +1,88 @@
+"""Tables: which is best, how numbers print, and what LaTeX and CSV make of awkward text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import cli
+from benchmarks.records import Record, RunInfo, write_record
+from benchmarks.tables import Table, Value, format_number, format_value, make_tables, to_csv, to_latex, to_markdown
+from benchmarks.task import Column
+
+LOWER = Column("nll", "NLL", "lower")
+PLAIN = Column("t", "T")
+
+
+def one(mean: float | None) -> Value:
+    return Value(mean, None, int(mean is not None), 1)
+
+
+def test_the_lowest_is_best_and_nothing_is_best_alone() -> None:
+    table = Table("t", (LOWER, PLAIN), [("a", [one(0.2), one(1)]), ("b", [one(0.1), one(2)]), ("c", [one(None), one(3)])], "")
+    assert (table.best(0), table.best(1)) == ({1}, set())
+    assert "**0.100**" in to_markdown([table])
+    assert Table("t", (LOWER,), [("a", [one(0.2)]), ("c", [one(None)])], "").best(0) == set()
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "text"),
+    [("bytes", 13_500_000, "13.5 MB"), ("seconds", 59.94, "59.9 s"), ("seconds", 1200, "20.0 min"), ("seconds", 72000, "20.0 h")],
+)
+def test_units(unit: str, value: float, text: str) -> None:
+    assert format_number(value, Column("m", "M", unit=unit)) == text  # type: ignore[arg-type]
+
+
+def test_counts_of_defined_seeds() -> None:
+    assert format_value(Value(0.5, 0.25, 2, 3), LOWER) == "0.500 ± 0.250 (2 of 3)"
+
+
+@given(st.text(), st.floats(allow_nan=False, allow_infinity=False))
+def test_csv_reads_back_exactly(title: str, mean: float) -> None:
+    title = title.replace("\r", "").replace("\x00", "")
+    rows = list(csv.DictReader(io.StringIO(to_csv([Table(title, (LOWER,), [("a", [one(mean)])], "")]), newline="")))
+    assert len(rows) == 1
+    assert rows[0]["table"] == title
+    assert float(rows[0]["mean"]) == mean
+
+
+def test_every_special_character_is_escaped() -> None:
+    text = to_latex([Table(r"50% & $1 #2 a_b {c} ~ ^ \x", (LOWER,), [("a", [Value(1, 2, 2, 2)])], "")])
+    assert r"50\% \& \$1 \#2 a\_b \{c\} \textasciitilde{} \textasciicircum{} \textbackslash{}x" in text
+    assert r"1.000 $\pm$ 2.000" in text
+
+
+def test_two_labels_of_one_configuration_stay_two_rows(tmp_path: Path) -> None:
+    config = {"particles": 1, "recipe": {"average": "probabilities"}, "seed": 0}
+    for label, accuracy in (("a", 0.5), ("b", 0.7)):
+        info = RunInfo(
+            problem="p", method="single", label=label, seed=0, backbone="b", weights="w", data="d", hash="same", config=config
+        )
+        record = Record(
+            schema_=1,
+            run=info,
+            training={},
+            tasks={"classification": {"accuracy": accuracy}},
+            task_results={},
+            costs={},
+            environment={},
+        )
+        write_record(record, tmp_path / "runs" / "p" / label / "seed0-same")
+    assert [label for label, _ in make_tables(tmp_path)[0].rows] == ["a", "b"]
+
+
+def test_tables_into_a_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = RunInfo(problem="p", method="m", label="l", seed=0, backbone="b", weights="w", data="d", hash="h", config={})
+    info.config = {"particles": 1, "recipe": {"average": "probabilities"}}
+    record = Record(schema_=1, run=info, training={}, tasks={}, task_results={}, costs={}, environment={})
+    write_record(record, tmp_path / "runs" / "p" / "l" / "seed0-h")
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr("sys.argv", ["bella", "tables", str(tmp_path), "--to", str(tmp_path / "file")])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
