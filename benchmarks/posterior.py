@@ -100,24 +100,24 @@ class StoredPosterior:
         """Distances (n, n) between the trained particles."""
         return load_tensors(self.folder / DISTANCES)
 
-    def predictions(self, split: str) -> Predictions:
-        """Logits of all particles on a split: from the folder, or computed and stored."""
+    def predictions(self, split: str, examples: Callable[[], Split] | None = None) -> Predictions:
+        """Logits of all particles on a split, or on a task's own examples: from the folder, or computed and stored."""
         path = self.folder / "logits" / f"{check_name(split, 'split')}.safetensors"
         if not path.exists():
-            examples = self._split(split)
+            made = self._split(split) if examples is None else examples()
             started = time.perf_counter()
             logits = predict(
                 self.particles(),
-                examples,
+                made,
                 batch_size=max(self.run.recipe.batch_size, 64),
                 device=self.device,
                 on_batch=self._on_batch,
             )
             self.eval_seconds += time.perf_counter() - started
-            ids = torch.frombuffer(bytearray("\n".join(examples.ids).encode()), dtype=torch.uint8)
+            ids = torch.frombuffer(bytearray("\n".join(made.ids).encode()), dtype=torch.uint8)
             path.parent.mkdir(parents=True, exist_ok=True)
             half = logits.numel() > HALF_PRECISION_ABOVE
-            save_tensors({"logits": logits.half() if half else logits, "targets": examples.targets, "ids": ids}, path)
+            save_tensors({"logits": logits.half() if half else logits, "targets": made.targets, "ids": ids}, path)
         return read_predictions(path)
 
     def _split(self, name: str) -> Split:

@@ -30,6 +30,7 @@ class Data:
         description: one line for captions, honest about where the data come from.
         template: what a zero-shot head says of a class, with {} for its name.
         further: other sets that tasks ask for by name (unseen classes, shifted copies).
+        near: the further sets that are near out-of-distribution: of the same kind, other classes.
     """
 
     training: Split
@@ -40,6 +41,7 @@ class Data:
     description: str
     template: str = "a photo of a {}."
     further: Mapping[str, Split] = field(default_factory=dict)
+    near: tuple[str, ...] = ()
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

@@ -35,8 +35,11 @@ TASKS = Registry(
     {
         "classification": (
             "benchmarks.tasks.classification:Classification",
-            "accuracy, NLL, Brier, ECE, temperature scaling, uncertainty, diversity on the test split",
+            "accuracy, NLL, Brier, ECE, temperature scaling, selective prediction, uncertainty, diversity on the test split",
         ),
+        "ood": ("benchmarks.tasks.ood:OutOfDistribution", "telling the test split from near and far out-of-distribution images"),
+        "corruption": ("benchmarks.tasks.corruption:Corruption", "accuracy, NLL, ECE over corruption types and severities"),
+        "adversarial": ("benchmarks.tasks.adversarial:Adversarial", "FGSM, PGD, AutoAttack on the averaged prediction"),
     },
 )
 

@@ -89,11 +89,17 @@ def make_tables(folder: Path) -> list[Table]:
         rows: dict[str, list[Record]] = {}
         for record, name in own:
             rows.setdefault(name, []).append(record)
-        source = describe_source([record for record, _ in own])
-        for task_name in [name for name in TASKS.names() if any(name in record.tasks for record, _ in own)]:
+        own_records = [record for record, _ in own]
+        source = describe_source(own_records)
+        for task_name in [name for name in TASKS.names() if any(name in record.tasks for record in own_records)]:
             task = TASKS.resolve(task_name)
             answered = {label: [r for r in members if task_name in r.tasks] for label, members in rows.items()}
             for number, (title, columns) in enumerate(task.tables.items()):
+                columns = tuple(
+                    c for c in columns if any(c.metric in r.tasks[task_name] for r in own_records if task_name in r.tasks)
+                )
+                if not columns:
+                    continue
                 costs = SUMMARY_COSTS if number == 0 else ()
                 body = [
                     (label, [summarise(members, task_name, c) for c in columns] + [summarise(members, "costs", c) for c in costs])

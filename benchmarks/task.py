@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bella.particles import Particles
-    from benchmarks.problem import Data
+    from benchmarks.problem import Data, Split
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,11 @@ class Posterior(Protocol):
     average: str
     """What is averaged over particles, "probabilities" or "logits"."""
 
-    def predictions(self, split: str) -> Predictions:
-        """Predictions on "validation", "test" or a further set of the problem; computed once, then stored."""
+    def predictions(self, split: str, examples: Callable[[], Split] | None = None) -> Predictions:
+        """Predictions on "validation", "test" or a further set of the problem, or on examples that the task makes.
+
+        Computed once, then stored under the name; `examples` is called only where they must be computed.
+        """
         ...
 
     def distances(self) -> dict[str, Tensor]:

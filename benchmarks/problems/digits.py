@@ -79,6 +79,7 @@ class Digits(Problem[DigitsOptions]):
             description=f"scikit-learn digits, {which}, {len(training)} training images, 8 px enlarged to {options.image_size}",
             template="a photo of the number {}.",
             further={"unseen-digits": split(unseen)} if len(unseen) else {},
+            near=("unseen-digits",) if len(unseen) else (),
         )
 
     def _enlarge(self, grey: np.ndarray, size: int) -> torch.Tensor:

@@ -10,6 +10,8 @@ from benchmarks.task import Column, Posterior, Task
 class Classification(Task):
     """Accuracy, NLL, Brier, ECE of the averaged prediction, also after temperature scaling; uncertainty; diversity."""
 
+    revision = 2
+
     tables: ClassVar[dict[str, tuple[Column, ...]]] = {
         "Classification": (
             Column("accuracy", "Acc. (%)", "higher", 100, 1),
@@ -19,6 +21,12 @@ class Classification(Task):
             Column("tempered/nll", "NLL (T)", "lower"),
             Column("tempered/ece", "ECE (T, %)", "lower", 100, 1),
             Column("misclassification/auroc/entropy", "AUROC miscl.", "higher"),
+        ),
+        "Selective prediction": (
+            Column("selective/aurc", "AURC (%)", "lower", 100, 2),
+            Column("selective/accuracy@80", "Acc. at 80 % (%)", "higher", 100, 1),
+            Column("selective/accuracy@90", "at 90 %", "higher", 100, 1),
+            Column("selective/accuracy@95", "at 95 %", "higher", 100, 1),
         ),
         "Uncertainty and diversity": (
             Column("single_particle_accuracy", "Acc. of one (%)", "higher", 100, 1),
@@ -34,7 +42,8 @@ class Classification(Task):
     }
     caption = (
         "NLL in nats; ECE with 15 equal bins, L1 norm, of the averaged prediction; (T): after temperature scaling, one T a run "
-        "fitted by validation NLL; AUROC of misclassification detection by predictive entropy; entropies and mutual information "
+        "fitted by validation NLL; AUROC of misclassification detection by predictive entropy; AURC: mean error rate over "
+        "coverages, most confident examples first; entropies and mutual information "
         "in nats; distances are means over pairs of particles (weights and products Euclidean, functions total variation)"
     )
 
@@ -63,6 +72,7 @@ class Classification(Task):
             "temperature": temperature,
             "tempered/nll": metrics.nll(tempered, targets),
             "tempered/ece": metrics.expected_calibration_error(tempered, targets),
+            **metrics.selective(averaged, targets),
             "misclassification/auroc/entropy": metrics.auroc(entropy, wrong),
             "misclassification/auroc/mutual_information": metrics.auroc(information, wrong) if several else None,
             "single_particle_accuracy": metrics.mean((logits.argmax(-1) == targets).double()),

@@ -1,0 +1,136 @@
+"""Corruption: how accuracy and calibration hold on corrupted test images, by type and severity.
+
+Corruptions are those of Hendrycks & Dietterich 2019 (arXiv 1903.12261), made by the package imagecorruptions-imaug.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from bella.errors import UserError, suggest
+from benchmarks.options import Options
+from benchmarks.task import Column, Posterior, Task
+
+if TYPE_CHECKING:
+    from benchmarks.images import ImageSplit
+
+TYPES = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
+METRICS = ("accuracy", "nll", "ece")
+
+
+class CorruptionOptions(Options):
+    """types: of corruption; severities: 1 to 5; limit: test images, each class in proportion."""
+
+    types: tuple[str, ...] = Field(default=TYPES, min_length=1)
+    severities: tuple[int, ...] = Field(default=(1, 2, 3, 4, 5), min_length=1)
+    limit: int = Field(default=500, ge=1)
+
+
+class Corruption(Task):
+    """Accuracy, NLL and ECE for each type and severity, and their means."""
+
+    options = CorruptionOptions
+    tables: ClassVar[dict[str, tuple[Column, ...]]] = {
+        "Corruption": (
+            Column("clean/accuracy", "Clean acc. (%)", "higher", 100, 1),
+            Column("mean/accuracy", "Acc. (%)", "higher", 100, 1),
+            *(Column(f"mean/{s}/accuracy", f"Acc., severity {s}", "higher", 100, 1) for s in (1, 3, 5)),
+            Column("mean/nll", "NLL", "lower"),
+            Column("mean/ece", "ECE (%)", "lower", 100, 1),
+            *(Column(f"mean/{s}/ece", f"ECE, severity {s}", "lower", 100, 1) for s in (1, 3, 5)),
+        )
+    }
+    caption = (
+        "Means over corruption types of corrupted test images (package imagecorruptions-imaug, after Hendrycks & Dietterich 2019), "
+        "over all severities asked for and by severity; accuracy and ECE (15 equal bins, L1 norm) in per cent, NLL in nats; clean: "
+        "the same images without corruption"
+    )
+
+    def evaluate(self, posterior: Posterior, options: CorruptionOptions) -> dict[str, float | None]:
+        """Metrics TYPE/SEVERITY/METRIC, mean/SEVERITY/METRIC, mean/METRIC, clean/METRIC."""
+        from bella import predictive
+        from benchmarks import metrics
+
+        for kind in options.types:
+            if kind not in TYPES:
+                raise UserError(f"task corruption: unknown type {kind!r}: {suggest(kind, TYPES)}")
+        found: dict[str, float | None] = {}
+
+        def measure(name: str, stored: str, kind: str | None, severity: int) -> None:
+            predictions = posterior.predictions(stored, lambda: corrupted(posterior.data().test, kind, severity, options.limit))
+            averaged = predictive.log_predictive(predictions.logits.double(), posterior.average)
+            found[f"{name}/accuracy"] = metrics.accuracy(averaged, predictions.targets)
+            found[f"{name}/nll"] = metrics.nll(averaged, predictions.targets)
+            found[f"{name}/ece"] = metrics.expected_calibration_error(averaged, predictions.targets)
+
+        measure("clean", f"corruption-none-{options.limit}", None, 0)
+        for kind in options.types:
+            for severity in options.severities:
+                measure(f"{kind}/{severity}", f"corruption-{kind}-{severity}-{options.limit}", kind, severity)
+        for metric in METRICS:
+            for severity in options.severities:
+                found[f"mean/{severity}/{metric}"] = _mean([found[f"{kind}/{severity}/{metric}"] for kind in options.types])
+            found[f"mean/{metric}"] = _mean([found[f"mean/{severity}/{metric}"] for severity in options.severities])
+        return found
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """Mean of what is defined; None of nothing."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def corrupted(split: object, kind: str | None, severity: int, limit: int) -> ImageSplit:
+    """The first images of a split's proportional choice, corrupted; the same for every method and seed.
+
+    Raises:
+        UserError: the examples are no images, or the package is missing.
+    """
+    import numpy as np
+    import torch
+
+    from bella.particles import derive_seed
+    from benchmarks.images import ImageSplit, decode, stratified_choice
+
+    if not isinstance(split, ImageSplit):
+        raise UserError("task corruption works on problems of images")
+    indices = stratified_choice(split.targets.tolist(), limit)
+    images = split.images
+    pixels = images[indices] if isinstance(images, torch.Tensor) else decode([images[i] for i in indices], split.image_size)
+    ids = [split.ids[i] for i in indices]
+    if kind is not None:
+        try:
+            import imagecorruptions
+        except ImportError as error:
+            raise UserError("task corruption needs imagecorruptions-imaug: pip install 'bella-bench[embedded]'") from error
+        if split.image_size < 32:
+            raise UserError(f"task corruption needs images of 32 px or more: set image_size (now {split.image_size})")
+        made = []
+        state = np.random.get_state()
+        try:
+            for image, name in zip(pixels.numpy(), ids, strict=True):
+                np.random.seed(derive_seed("corruption", kind, severity, name) % 2**32)
+                made.append(imagecorruptions.corrupt(image, corruption_name=kind, severity=severity))
+        finally:
+            np.random.set_state(state)
+        pixels = torch.from_numpy(np.stack(made))
+    return ImageSplit(pixels, split.targets[torch.tensor(indices)], ids, split.image_size)
