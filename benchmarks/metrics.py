@@ -77,8 +77,13 @@ def risk_coverage(confidence: Tensor, wrong: Tensor) -> Tensor:
 
 
 def area_under_risk_coverage(confidence: Tensor, wrong: Tensor) -> float | None:
-    """AURC: mean of the error rate over all coverages 1/N .. 1 (Geifman & El-Yaniv 2017, arXiv 1705.08500); lower is better."""
-    return _finite(risk_coverage(confidence, wrong).mean())
+    """AURC: mean error rate over coverages 1/N .. 1, by the trapezoid rule (Geifman & El-Yaniv 2017, arXiv 1705.08500).
+
+    Lower is better; None for fewer than two examples.
+    """
+    if len(wrong) < 2:
+        return None
+    return _finite(torch.trapezoid(risk_coverage(confidence, wrong)) / (len(wrong) - 1))
 
 
 def accuracy_at_coverage(confidence: Tensor, wrong: Tensor, coverage: float) -> float | None:

@@ -5,7 +5,6 @@ record.json  particles.safetensors  distances.safetensors  logits/SPLIT.safetens
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,7 +53,6 @@ class StoredPosterior:
         self.folder = folder
         self.device = device
         self.average = run.recipe.average
-        self.eval_seconds = 0.0
         self._data = data
         self._on_batch = on_batch
         self._particles: Particles | None = None
@@ -105,7 +103,6 @@ class StoredPosterior:
         path = self.folder / "logits" / f"{check_name(split, 'split')}.safetensors"
         if not path.exists():
             made = self._split(split) if examples is None else examples()
-            started = time.perf_counter()
             logits = predict(
                 self.particles(),
                 made,
@@ -113,7 +110,6 @@ class StoredPosterior:
                 device=self.device,
                 on_batch=self._on_batch,
             )
-            self.eval_seconds += time.perf_counter() - started
             ids = torch.frombuffer(bytearray("\n".join(made.ids).encode()), dtype=torch.uint8)
             path.parent.mkdir(parents=True, exist_ok=True)
             half = logits.numel() > HALF_PRECISION_ABOVE

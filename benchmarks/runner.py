@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,11 @@ def run_one(
     missing = missing_tasks(run, record)
     for plan in missing:
         task = TASKS.resolve(plan.name)()
+        started = time.perf_counter()
         record.tasks[plan.name] = task.evaluate(posterior, task.options.model_validate(plan.options))
+        seconds = time.perf_counter() - started
         record.task_results[plan.name] = TaskResult(hash=plan.hash, options=plan.options)
-        record.costs["eval_seconds"] = float(record.costs.get("eval_seconds") or 0.0) + posterior.eval_seconds
-        posterior.eval_seconds = 0.0
+        record.costs["eval_seconds"] = float(record.costs.get("eval_seconds") or 0.0) + seconds
         write_record(record, folder)
     return Outcome(run, trained, tuple(plan.name for plan in missing))
 
