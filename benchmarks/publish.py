@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 from bella.errors import UserError
-from benchmarks.records import FILE, check_name, find_records
+from benchmarks.records import FILE, check_name
+from benchmarks.stored import find_runs
 from benchmarks.tables import FORMS, make_tables
 
 LIMIT_BYTES = 25 * 2**20
@@ -22,7 +23,7 @@ def publish(source: Path, results: Path) -> Path:
     Raises:
         UserError: there are no records, the suite has no usable name, or the results folder would grow too large.
     """
-    find_records(source)  # refuses an empty folder and damaged records
+    find_runs(source)  # refuses an empty folder and damaged records
     suite_file = source / "suite.yaml"
     try:
         name = check_name(str(yaml.safe_load(suite_file.read_text())["name"]), f"{suite_file}: name")

@@ -75,12 +75,17 @@ def write_record(record: Record, folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -108,22 +113,6 @@ def read_record(path: Path) -> Record:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: a damaged record ({place}: {first['msg']}): remove its folder and run the suite again") from error
-
-
-def find_records(folder: Path) -> list[Record]:
-    """All records below a folder, by path.
-
-    Raises:
-        UserError: the folder is missing or has none, or a record is damaged.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; `bella run SUITE --out {folder}` makes one")
-    paths = sorted(folder.glob(f"runs/*/*/*/{FILE}"))
-    if not paths:
-        raise UserError(
-            f"{folder}: no records in it (expected runs/PROBLEM/METHOD/SEED/{FILE}); `bella run SUITE --out {folder}` writes them"
-        )
-    return [read_record(path) for path in paths]
 
 
 def to_frame(records: list[Record]) -> pd.DataFrame:

@@ -16,11 +16,12 @@ from typing import Any
 import yaml
 
 from bella.errors import UserError, suggest
-from benchmarks.records import Record, find_records
+from benchmarks.records import Record
 from benchmarks.registries import METHODS, TASKS
+from benchmarks.stored import StoredRun, find_runs
 from benchmarks.task import Column
 
-SUMMARY_COSTS = (
+SUMMARY_COSTS: tuple[Column, ...] = (
     Column("trainable_parameters_per_particle", "Trained / particle", None, unit="count"),
     Column("stored_bytes", "Stored", None, unit="bytes"),
 )
@@ -56,10 +57,17 @@ class Value:
 class Table:
     """One table: values by row and column, and which are best."""
 
-    title: str
+    problem: str
+    task: str
+    name: str
     columns: tuple[Column, ...]
     rows: list[tuple[str, list[Value]]]
     caption: str
+
+    @property
+    def title(self) -> str:
+        """The problem's name and the table's own."""
+        return f"{self.problem}: {self.name}"
 
     def best(self, index: int) -> set[int]:
         """Rows that show the best mean of a column; all that print the same. None where there is nothing to compare."""
@@ -72,44 +80,55 @@ class Table:
         return {row for row, mean in known.items() if format_number(mean, column) == format_number(target, column)}
 
 
+def group_runs(folder: Path) -> dict[str, dict[str, list[StoredRun]]]:
+    """The runs of a results folder: problem -> row -> runs of its seeds; rows in the suite's order.
+
+    Raises:
+        UserError: the folder has no records, or a damaged one.
+    """
+    runs = find_runs(folder)
+    names = label_rows([run.record for run in runs])
+    order = {name: place for place, name in enumerate(row_order(folder, names))}
+    grouped: dict[str, dict[str, list[StoredRun]]] = {}
+    for name, run in sorted(zip(names, runs, strict=True), key=lambda pair: order[pair[0]]):
+        grouped.setdefault(run.record.run.problem, {}).setdefault(name, []).append(run)
+    return dict(sorted(grouped.items()))
+
+
 def make_tables(folder: Path) -> list[Table]:
     """All tables of a results folder: for every problem those of each task, then its costs.
 
     Raises:
         UserError: the folder has no records, or a damaged one.
     """
-    records = find_records(folder)
-    names = label_rows(records)
-    order = row_order(folder, names)
     tables = []
-    for problem in dict.fromkeys(record.run.problem for record in records):
-        own = sorted(
-            ((r, name) for r, name in zip(records, names, strict=True) if r.run.problem == problem), key=lambda p: order.index(p[1])
-        )
-        rows: dict[str, list[Record]] = {}
-        for record, name in own:
-            rows.setdefault(name, []).append(record)
-        own_records = [record for record, _ in own]
-        source = describe_source(own_records)
-        for task_name in [name for name in TASKS.names() if any(name in record.tasks for record in own_records)]:
-            task = TASKS.resolve(task_name)
-            answered = {label: [r for r in members if task_name in r.tasks] for label, members in rows.items()}
-            for number, (title, columns) in enumerate(task.tables.items()):
-                columns = tuple(
-                    c for c in columns if any(c.metric in r.tasks[task_name] for r in own_records if task_name in r.tasks)
-                )
+    for problem, grouped in group_runs(folder).items():
+        rows = {label: [run.record for run in runs] for label, runs in grouped.items()}
+        records = [record for members in rows.values() for record in members]
+        source = describe_source(records)
+        for name in answered_tasks(records):
+            answered = {label: own for label, members in rows.items() if (own := [r for r in members if name in r.tasks])}
+            known = set().union(*(record.tasks[name] for members in answered.values() for record in members))
+            task = TASKS.resolve(name)
+            costs = SUMMARY_COSTS
+            for title, listed in task.tables.items():
+                columns = tuple(column for column in listed if column.metric in known)
                 if not columns:
                     continue
-                costs = SUMMARY_COSTS if number == 0 else ()
                 body = [
-                    (label, [summarise(members, task_name, c) for c in columns] + [summarise(members, "costs", c) for c in costs])
+                    (label, [summarise(members, name, c) for c in columns] + [summarise(members, "costs", c) for c in costs])
                     for label, members in answered.items()
-                    if members
                 ]
-                tables.append(Table(f"{problem}: {title}", (*columns, *costs), body, f"{source} {task.caption}."))
+                tables.append(Table(problem, name, title, (*columns, *costs), body, f"{source} {task.caption}."))
+                costs = ()
         body = [(label, [summarise(members, "costs", c) for c in COSTS]) for label, members in rows.items()]
-        tables.append(Table(f"{problem}: Costs", COSTS, body, f"{source} {COSTS_CAPTION}."))
+        tables.append(Table(problem, "costs", "Costs", COSTS, body, f"{source} {COSTS_CAPTION}."))
     return tables
+
+
+def answered_tasks(records: Sequence[Record]) -> list[str]:
+    """The tasks that some record answers, in the registry's order."""
+    return [name for name in TASKS.names() if any(name in record.tasks for record in records)]
 
 
 def summarise(records: Sequence[Record], task: str, column: Column) -> Value:

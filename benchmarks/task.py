@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from benchmarks.options import Options
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from bella.particles import Particles
+    from benchmarks.figures import Rows
     from benchmarks.problem import Data, Split
 
 
@@ -83,3 +85,7 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, posterior: Posterior, options: Any) -> dict[str, float | None]:
         """Metrics by name; None where one is undefined on its input."""
+
+    def figures(self, rows: Rows) -> dict[str, Figure]:
+        """Figures by name, from the stored runs of one problem that answer the task; without torch."""
+        return {}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from benchmarks.options import Options
 from benchmarks.task import Column, Posterior, Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from benchmarks.figures import Rows
 
 EPSILONS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 
@@ -101,6 +106,25 @@ class Adversarial(Task):
                 described = describe(clean, logits, targets.cpu(), posterior.average)
                 found |= {f"{called}/{shown(result.epsilon)}/{metric}": value for metric, value in described.items()}
         return found
+
+    def figures(self, rows: Rows) -> dict[str, Figure]:
+        """Robust accuracy over epsilon, a panel an attack."""
+        from benchmarks.figures import legend, metric_lines, panels
+
+        keys = {key for runs in rows.values() for run in runs for key in run.record.tasks["adversarial"]}
+        attacks: dict[str, dict[float, str]] = {}
+        for key in keys:
+            name, _, rest = key.partition("/")
+            if rest.endswith("/accuracy"):
+                attacks.setdefault(name, {0.0: "clean/accuracy"})[float(rest.removesuffix("/accuracy"))] = key
+        figure, axes = panels(len(attacks), width=3.6, height=3.2)
+        for place, (name, metrics) in zip(axes, sorted(attacks.items()), strict=True):
+            ordered = dict(sorted(metrics.items()))
+            metric_lines(place, rows, "adversarial", ordered, xlabel="epsilon, pixels in [0, 1]", ylabel="accuracy (%)")
+            place.set_title(name)
+            place.set_ylim(0, 102)
+        legend(figure, axes[0])
+        return {"adversarial": figure}
 
 
 def describe(clean: Any, logits: Any, targets: Any, average: str) -> dict[str, float | None]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from benchmarks.task import Column, Posterior, Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from benchmarks.figures import Rows
 
 
 class Classification(Task):
@@ -84,3 +89,16 @@ class Classification(Task):
             "diversity/products": diversity.mean_off_diagonal(distances["products"]),
             "diversity/functions": diversity.mean_off_diagonal(diversity.function_distances(logits)),
         }
+
+    def figures(self, rows: Rows) -> dict[str, Figure]:
+        """Reliability, risk-coverage, parameters against accuracy, and how particles differ."""
+        from benchmarks import classification_figures as draw
+
+        drawn = {
+            "reliability": draw.reliability(rows),
+            "risk-coverage": draw.risk_coverage(rows),
+            "parameters": draw.parameters(rows, "classification"),
+            "distances": draw.distances(rows),
+            "disagreement": draw.disagreement(rows),
+        }
+        return {name: figure for name, figure in drawn.items() if figure is not None}

@@ -15,6 +15,9 @@ from benchmarks.options import Options
 from benchmarks.task import Column, Posterior, Task
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from benchmarks.figures import Rows
     from benchmarks.images import ImageSplit
 
 TYPES = (
@@ -91,6 +94,17 @@ class Corruption(Task):
                 found[f"mean/{severity}/{metric}"] = _mean([found[f"{kind}/{severity}/{metric}"] for kind in options.types])
             found[f"mean/{metric}"] = _mean([found[f"mean/{severity}/{metric}"] for severity in options.severities])
         return found
+
+    def figures(self, rows: Rows) -> dict[str, Figure]:
+        """Accuracy and ECE over severity, means over types; severity 0 is the clean images."""
+        from benchmarks.figures import legend, metric_lines, panels
+
+        figure, axes = panels(2, width=3.6, height=3.2)
+        for place, (metric, title) in zip(axes, (("accuracy", "accuracy (%)"), ("ece", "ECE (%)")), strict=True):
+            names: dict[float, str] = {0: f"clean/{metric}", **{s: f"mean/{s}/{metric}" for s in range(1, 6)}}
+            metric_lines(place, rows, "corruption", names, xlabel="severity", ylabel=title)
+        legend(figure, axes[0])
+        return {"corruption": figure}
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +12,13 @@ from benchmarks.options import Options
 from benchmarks.task import Column, Posterior, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
     from torch import Tensor
+
+    from benchmarks.figures import Rows
+    from benchmarks.stored import Array, StoredRun
 
 SCORES = ("max_probability", "entropy", "expected_entropy", "mutual_information", "energy")
 
@@ -62,14 +69,54 @@ class OutOfDistribution(Task):
                 if name in data.further:
                     outside = posterior.predictions(name)
                 else:
-                    stored = f"ood-{name.replace(':', '-').replace('/', '-')}-{options.limit}"
-                    outside = posterior.predictions(stored, lambda n=name: image_set(n, data.image_size, options.limit))  # type: ignore[misc]
+                    load = functools.partial(image_set, name, data.image_size, options.limit)
+                    outside = posterior.predictions(stored_name(name, options.limit), load)
                 own.append(detection(inside, scores(outside.logits)))
                 found |= {f"{group}/{name}/{metric}": value for metric, value in own[-1].items()}
             for metric in own[0] if own else ():
                 values = [value for each in own if (value := each[metric]) is not None]
                 found[f"{group}/mean/{metric}"] = statistics.fmean(values) if values else None
         return found
+
+    def figures(self, rows: Rows) -> dict[str, Figure]:
+        """ROC of telling sets from the test split by predictive entropy, a panel a set."""
+        import numpy as np
+
+        from benchmarks.figures import draw_lines, legend, panels
+        from benchmarks.stored import entropy
+
+        first = next(iter(rows.values()))[0].record
+        sets = list(dict.fromkeys(key.rsplit("/", 2)[0] for key in first.tasks["ood"] if "/mean/" not in key))
+        limit = first.task_results["ood"].options.get("limit", 0)
+        figure, axes = panels(len(sets))
+        drawn = False
+        for place, name in zip(axes, sets, strict=True):
+
+            def curve(runs: Sequence[StoredRun], name: str = name) -> tuple[Array, Array] | None:
+                inside = [found for run in runs if (found := run.probabilities("test")) is not None]
+                short = name.partition("/")[2]
+                outside = [
+                    found for run in runs for s in (short, stored_name(short, limit)) if (found := run.probabilities(s)) is not None
+                ]
+                if not inside or not outside:
+                    return None
+                values = [np.concatenate([entropy(p) for p, _ in side]) for side in (inside, outside)]
+                thresholds = np.unique(np.concatenate(values))[::-1]
+                false, true = ([0.0, *((v[:, None] >= thresholds).mean(0))] for v in values)
+                return np.array(false), np.array(true)
+
+            place.plot([0, 1], [0, 1], color="#888888", linewidth=1)
+            drawn |= draw_lines(place, rows, curve, marker="")
+            place.set(title=name, xlabel="test images taken for OOD", ylabel="OOD images found")
+        if not drawn:
+            return {}
+        legend(figure, axes[0])
+        return {"ood-roc": figure}
+
+
+def stored_name(name: str, limit: int) -> str:
+    """The name under which predictions on a set that is not the problem's own are stored."""
+    return f"ood-{name.replace(':', '-').replace('/', '-')}-{limit}"
 
 
 def scores(logits: Tensor) -> dict[str, Tensor | None]:

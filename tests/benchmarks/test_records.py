@@ -10,7 +10,8 @@ import pytest
 
 from bella.errors import UserError
 from benchmarks import records
-from benchmarks.records import FILE, Record, RunInfo, find_records, read_record, write_record
+from benchmarks.records import FILE, Record, RunInfo, read_record, write_record
+from benchmarks.stored import find_runs
 
 
 def make_record() -> Record:
@@ -80,7 +81,7 @@ def test_a_missing_or_an_unknown_part_is_named(key: str, tmp_path: Path) -> None
 def test_bytes_that_are_no_text_are_a_damaged_record(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "p" / "l" / "seed0"
     write_record(make_record(), folder)
-    assert len(find_records(tmp_path)) == 1
+    assert len(find_runs(tmp_path)) == 1
     (folder / FILE).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"seed0/record\.json: a damaged record"):
-        find_records(tmp_path)
+        find_runs(tmp_path)

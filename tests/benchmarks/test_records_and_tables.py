@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from bella.errors import UserError
 from benchmarks import tables
-from benchmarks.records import FILE, Record, RunInfo, TaskResult, check_name, find_records, read_record, to_frame, write_record
+from benchmarks.records import FILE, Record, RunInfo, TaskResult, check_name, read_record, to_frame, write_record
+from benchmarks.stored import find_runs
 from benchmarks.task import Column
 
 
@@ -85,9 +86,9 @@ def test_other_schemas_and_numbers_that_are_none_are_refused(tmp_path: Path) -> 
     with pytest.raises(ValidationError):
         make_record(accuracy=math.nan)
     with pytest.raises(UserError, match="no such folder"):
-        find_records(tmp_path / "absent")
+        find_runs(tmp_path / "absent")
     with pytest.raises(UserError, match="no records in it"):
-        find_records(tmp_path)
+        find_runs(tmp_path)
 
 
 @given(st.text())
@@ -116,7 +117,7 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     assert found.std == pytest.approx(np.std(values, ddof=1))
     assert "90.0 ± 5.0" in tables.to_markdown([table])
     assert "seeds 0, 1, 2" in table.caption
-    frame = to_frame(find_records(tmp_path))
+    frame = to_frame([run.record for run in find_runs(tmp_path)])
     assert frame[frame.metric == "accuracy"].value.mean() == pytest.approx(np.mean(values))
 
 

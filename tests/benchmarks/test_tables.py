@@ -24,10 +24,12 @@ def one(mean: float | None) -> Value:
 
 
 def test_the_lowest_is_best_and_nothing_is_best_alone() -> None:
-    table = Table("t", (LOWER, PLAIN), [("a", [one(0.2), one(1)]), ("b", [one(0.1), one(2)]), ("c", [one(None), one(3)])], "")
+    table = Table(
+        "p", "t", "t", (LOWER, PLAIN), [("a", [one(0.2), one(1)]), ("b", [one(0.1), one(2)]), ("c", [one(None), one(3)])], ""
+    )
     assert (table.best(0), table.best(1)) == ({1}, set())
     assert "**0.100**" in to_markdown([table])
-    assert Table("t", (LOWER,), [("a", [one(0.2)]), ("c", [one(None)])], "").best(0) == set()
+    assert Table("p", "t", "t", (LOWER,), [("a", [one(0.2)]), ("c", [one(None)])], "").best(0) == set()
 
 
 @pytest.mark.parametrize(
@@ -45,14 +47,14 @@ def test_counts_of_defined_seeds() -> None:
 @given(st.text(), st.floats(allow_nan=False, allow_infinity=False))
 def test_csv_reads_back_exactly(title: str, mean: float) -> None:
     title = title.replace("\r", "").replace("\x00", "")
-    rows = list(csv.DictReader(io.StringIO(to_csv([Table(title, (LOWER,), [("a", [one(mean)])], "")]), newline="")))
+    rows = list(csv.DictReader(io.StringIO(to_csv([Table("p", "t", title, (LOWER,), [("a", [one(mean)])], "")]), newline="")))
     assert len(rows) == 1
-    assert rows[0]["table"] == title
+    assert rows[0]["table"] == f"p: {title}"
     assert float(rows[0]["mean"]) == mean
 
 
 def test_every_special_character_is_escaped() -> None:
-    text = to_latex([Table(r"50% & $1 #2 a_b {c} ~ ^ \x", (LOWER,), [("a", [Value(1, 2, 2, 2)])], "")])
+    text = to_latex([Table("p", "t", r"50% & $1 #2 a_b {c} ~ ^ \x", (LOWER,), [("a", [Value(1, 2, 2, 2)])], "")])
     assert r"50\% \& \$1 \#2 a\_b \{c\} \textasciitilde{} \textasciicircum{} \textbackslash{}x" in text
     assert r"1.000 $\pm$ 2.000" in text
 

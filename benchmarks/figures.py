@@ -1,0 +1,144 @@
+"""Figures from stored records and logits, never from a re-run: one style for all methods.
+
+Colours are Okabe and Ito's, told apart by the colour-blind; markers and dashes tell methods apart in grey print too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.records import write_bytes
+from benchmarks.stored import Array, StoredRun
+from benchmarks.tables import answered_tasks, group_runs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Mapping[str, Sequence[StoredRun]]
+"""A problem's runs by row: a method's label -> its seeds."""
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":")
+SETTINGS: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "bella",
+    "figure.constrained_layout.use": True,
+}
+
+
+def panels(count: int, columns: int = 3, width: float = 3.3, height: float = 2.8) -> tuple[Figure, list[Axes]]:
+    """A figure with so many axes, in rows of `columns`."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(SETTINGS):
+        rows = -(-count // columns)
+        across = min(count, columns)
+        figure = Figure(figsize=(width * across, height * rows), layout="constrained")
+        axes = list(figure.subplots(rows, across, squeeze=False).flat)
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, axes[:count]
+
+
+def styles(rows: Rows) -> dict[str, dict[str, Any]]:
+    """A method's look: the same in every figure of a suite, by its place among the rows."""
+    looks = zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False)
+    return {
+        label: {"color": colour, "marker": marker, "linestyle": dash, "markersize": 4, "linewidth": 1.4}
+        for label, (colour, marker, dash) in zip(rows, looks, strict=False)
+    }
+
+
+def draw_lines(axes: Axes, rows: Rows, curve: Callable[[Sequence[StoredRun]], tuple[Array, Array] | None], **look: Any) -> bool:
+    """One line a method; whether there was any."""
+    drawn = False
+    for label, style in styles(rows).items():
+        points = curve(rows[label])
+        if points is not None and len(points[0]):
+            axes.plot(*points, label=label, **{**style, **look})
+            drawn = True
+    return drawn
+
+
+def metric_lines(
+    axes: Axes, rows: Rows, task: str, metrics: Mapping[float, str], scale: float = 100, *, xlabel: str, ylabel: str
+) -> bool:
+    """A task's metric over a number, a line a method: the mean over seeds."""
+
+    def curve(runs: Sequence[StoredRun]) -> tuple[Array, Array] | None:
+        points = []
+        for x, metric in metrics.items():
+            known = [value for run in runs if (value := run.record.tasks.get(task, {}).get(metric)) is not None]
+            if known:
+                points.append((x, scale * float(np.mean(known))))
+        return (np.array([x for x, _ in points]), np.array([y for _, y in points])) if points else None
+
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    return draw_lines(axes, rows, curve)
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, below them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, max(1, len(labels))))
+
+
+def make_figures(folder: Path) -> dict[str, Figure]:
+    """All figures that a results folder has the data for, by name PROBLEM-FIGURE.
+
+    Raises:
+        UserError: the folder has no records, or something in it is damaged.
+    """
+    import matplotlib as mpl
+
+    from benchmarks.registries import TASKS
+
+    made: dict[str, Figure] = {}
+    with mpl.rc_context(SETTINGS):
+        for problem, rows in group_runs(folder).items():
+            records = [run.record for runs in rows.values() for run in runs]
+            for name in answered_tasks(records):
+                answered = {label: own for label, runs in rows.items() if (own := [r for r in runs if name in r.record.tasks])}
+                for title, figure in TASKS.resolve(name)().figures(answered).items():
+                    figure.suptitle(f"{problem}: {title.replace('-', ' ')}", fontsize=10)
+                    made[f"{problem}-{title}"] = figure
+    return made
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as SVG, the same bytes for the same data."""
+    import io
+
+    import matplotlib as mpl
+
+    with mpl.rc_context(SETTINGS):
+        output = io.BytesIO()
+        figure.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
+    return output.getvalue()
+
+
+def write_figures(folder: Path, to: Path) -> list[Path]:
+    """Draw all figures of a results folder into another, as SVG."""
+    paths = []
+    for name, figure in make_figures(folder).items():
+        path = to / f"{name}.svg"
+        write_bytes(path, svg(figure))
+        paths.append(path)
+    return paths
