@@ -67,7 +67,8 @@ def run(
 
     chosen = plan.load_suite(suite)
     chosen = plan.narrow(chosen, _words(methods), _words(tasks), _numbers(seeds, "--seeds"))
-    runs = plan.make_plan(chosen, settings.parse_assignments(assignments or []))
+    overrides = settings.parse_assignments(assignments or [])
+    runs = plan.make_plan(chosen, overrides)
     folder = out or Path("out") / chosen.name
     if dry_run:
         _show_plan(runs, folder)
@@ -75,17 +76,23 @@ def run(
 
     from benchmarks import tables
     from benchmarks.environment import pick_device
+    from benchmarks.figures import write_figures
     from benchmarks.progress import Progress
     from benchmarks.records import write_text
+    from benchmarks.report import write_report
     from benchmarks.runner import run_suite
 
     with Progress() as progress:
-        run_suite(chosen, runs, folder, device=pick_device(device), progress=progress)
+        run_suite(plan.with_overrides(chosen, overrides), runs, folder, device=pick_device(device), progress=progress)
     made = tables.make_tables(folder)
     for ending, form in tables.FORMS.items():
         write_text(folder / f"tables.{ending}", form(made))
+    write_figures(folder, folder / "figures")
+    write_report(folder)
     _print_tables(made)
-    Console(stderr=True, highlight=False).print(f"Written: {folder}/tables.md, .tex, .csv", soft_wrap=True)
+    Console(stderr=True, highlight=False).print(
+        f"Written: {folder}/tables.md, .tex, .csv, figures/*.svg, report.html", soft_wrap=True
+    )
 
 
 @app.command("tables")
@@ -111,6 +118,19 @@ def show_tables(
     else:
         for name in names:
             print(tables.FORMS[name](made), end="")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A results folder.", metavar="DIR")]) -> None:
+    """Write DIR/report.html, one self-contained page, and DIR/figures/*.svg, from stored records and logits."""
+    from benchmarks.figures import write_figures
+    from benchmarks.report import write_report
+
+    try:
+        write_figures(folder, folder / "figures")
+        print(write_report(folder))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error}") from error
 
 
 @app.command()

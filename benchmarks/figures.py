@@ -6,6 +6,7 @@ Colours are Okabe and Ito's, told apart by the colour-blind; markers and dashes 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,17 @@ def legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, max(1, len(labels))))
 
 
-def make_figures(folder: Path) -> dict[str, Figure]:
+@dataclass(frozen=True)
+class Drawn:
+    """One figure, with the problem and the task that it shows."""
+
+    problem: str
+    task: str
+    title: str
+    drawing: Figure
+
+
+def make_figures(folder: Path) -> dict[str, Drawn]:
     """All figures that a results folder has the data for, by name PROBLEM-FIGURE.
 
     Raises:
@@ -110,15 +121,16 @@ def make_figures(folder: Path) -> dict[str, Figure]:
 
     from benchmarks.registries import TASKS
 
-    made: dict[str, Figure] = {}
+    made: dict[str, Drawn] = {}
     with mpl.rc_context(SETTINGS):
         for problem, rows in group_runs(folder).items():
             records = [run.record for runs in rows.values() for run in runs]
             for name in answered_tasks(records):
                 answered = {label: own for label, runs in rows.items() if (own := [r for r in runs if name in r.record.tasks])}
                 for title, figure in TASKS.resolve(name)().figures(answered).items():
-                    figure.suptitle(f"{problem}: {title.replace('-', ' ')}", fontsize=10)
-                    made[f"{problem}-{title}"] = figure
+                    shown = f"{problem}: {title.replace('-', ' ')}"
+                    figure.suptitle(shown, fontsize=10)
+                    made[f"{problem}-{title}"] = Drawn(problem, name, shown, figure)
     return made
 
 
@@ -139,6 +151,6 @@ def write_figures(folder: Path, to: Path) -> list[Path]:
     paths = []
     for name, figure in make_figures(folder).items():
         path = to / f"{name}.svg"
-        write_bytes(path, svg(figure))
+        write_bytes(path, svg(figure.drawing))
         paths.append(path)
     return paths

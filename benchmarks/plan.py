@@ -222,6 +222,17 @@ def narrow(suite: Suite, methods: Sequence[str] | None, tasks: Sequence[str] | N
     return _validated(Suite, {**dict(suite), **changed}, "command line")
 
 
+def with_overrides(suite: Suite, overrides: Mapping[str, Any]) -> Suite:
+    """A suite that plans the same runs without overrides: what is stored beside results says how to repeat them."""
+
+    def less(entries: Sequence[Any]) -> list[Any]:
+        kept = [{k: v for k, v in entry.settings.items() if k not in overrides} for entry in entries]
+        return [entry.model_copy(update={"settings": settings}) for entry, settings in zip(entries, kept, strict=True)]
+
+    changed = {"methods": less(suite.methods), "problems": less(suite.problems), "settings": {**suite.settings, **overrides}}
+    return suite.model_copy(update=changed)
+
+
 def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[Run]:
     """Every run of a suite, in the order they are done: problem by problem, seed by seed.
 

@@ -1,4 +1,4 @@
-"""`bella publish`: what the project shows of a finished suite goes to results/<suite>: records and tables, no particles."""
+"""`bella publish`: a finished suite's records, tables and figures go to results/<suite>; particles and logits do not."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from bella.errors import UserError
+from benchmarks.figures import write_figures
 from benchmarks.records import FILE, check_name
 from benchmarks.stored import find_runs
 from benchmarks.tables import FORMS, make_tables
@@ -43,6 +44,7 @@ def publish(source: Path, results: Path) -> Path:
         tables = make_tables(made)
         for ending, form in FORMS.items():
             (made / f"tables.{ending}").write_text(form(tables), encoding="utf-8")
+        write_figures(source, made / "figures")
         others = [p for p in results.iterdir() if p != target and p != Path(scratch)]
         size = folder_bytes(made) + sum(folder_bytes(p) for p in others)
         if size > LIMIT_BYTES:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bella.errors import UserError
 from benchmarks import methods
-from benchmarks.plan import Run, Suite, load_suite, make_plan, narrow
+from benchmarks.plan import Run, Suite, load_suite, make_plan, narrow, with_overrides
 from benchmarks.settings import parse_assignments
 
 
@@ -32,7 +32,7 @@ def test_tasks_are_hashed_apart_from_the_run(monkeypatch: pytest.MonkeyPatch) ->
     from benchmarks.tasks.classification import Classification
 
     (before,) = plan()
-    monkeypatch.setattr(Classification, "revision", 2)
+    monkeypatch.setattr(Classification, "revision", Classification.revision + 1)
     (after,) = plan()
     assert after.hash == before.hash
     assert after.tasks[0].hash != before.tasks[0].hash
@@ -135,3 +135,19 @@ def test_bad_ranks_and_no_targets_are_refused_at_planning(setting: dict[str, Any
 def test_seeds_of_the_command_line_obey_the_suites_rule(seeds: list[int]) -> None:
     with pytest.raises(UserError, match="seeds"):
         make_plan(narrow(suite(settings={"backbone": "timm:resnet18?random"}), None, None, seeds))
+
+
+def test_a_suite_with_its_overrides_plans_the_same_runs() -> None:
+    suite = Suite.model_validate(
+        {
+            "name": "mine",
+            "methods": [{"method": "bella-svgd", "settings": {"rank": 2, "repulsion": 0.5}}],
+            "problems": [{"problem": "digits", "settings": {"epochs": 3}}],
+            "tasks": ["classification"],
+            "settings": {"backbone": "timm:resnet18?random", "rank": 3},
+        }
+    )
+    overrides = {"rank": 5, "epochs": 1}
+    planned = make_plan(suite, overrides)
+    assert planned[0].particle_options["rank"] == 5
+    assert [run.hash for run in make_plan(with_overrides(suite, overrides))] == [run.hash for run in planned]

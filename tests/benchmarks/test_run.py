@@ -131,12 +131,13 @@ def test_particles_of_another_architecture_are_refused(
     assert "holds particles of another architecture" in one_line(capsys)
 
 
-def test_publishing_takes_records_and_tables_only(smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_takes_records_tables_and_figures_only(smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = tmp_path / "results"
     for _ in range(2):  # a second time replaces the first
         assert bella(monkeypatch, "publish", smoke, "--to", results) == 0
-    names = {p.name for p in results.rglob("*") if p.is_file()}
+    names = {p.name for p in results.rglob("*") if p.is_file() and p.parent.name != "figures"}
     assert names == {"record.json", "suite.yaml", "tables.md", "tables.tex", "tables.csv"}
+    assert {p.name for p in results.glob("smoke/figures/*")} == {p.name for p in smoke.glob("figures/*")} != set()
     assert [p.name for p in results.iterdir()] == ["smoke"]
     assert (results / "smoke" / "tables.md").read_text() == (smoke / "tables.md").read_text()
 

@@ -1,0 +1,106 @@
+"""The report in a real browser: it sorts, filters, fetches nothing and logs no error."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import Stored, store_runs
+
+from benchmarks.figures import make_figures
+from benchmarks.report import render, write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("report")
+    rows = [("ensemble", 0.7), ("bella-svgd", 0.9), ("single", 0.8)]
+    store_runs(made, [Stored(label, seed, accuracy + 0.01 * seed) for label, accuracy in rows for seed in (0, 1)])
+    write_report(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"],
+        )
+        yield started
+        started.close()
+
+
+def opened(browser: Any, folder: Path, **options: Any) -> tuple[Any, list[str], list[str]]:
+    page = browser.new_page(**options)
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((folder / "report.html").as_uri())
+    return page, asked, errors
+
+
+def test_sorting_filtering_and_silence(browser: Any, folder: Path) -> None:
+    page, asked, errors = opened(browser, folder)
+    column = page.locator("#leaderboard th", has_text="Acc. (%)").first
+    place = column.evaluate("head => head.cellIndex")
+
+    def shown() -> list[str]:
+        return page.locator("#leaderboard tbody tr").evaluate_all("rows => rows.map(row => row.cells[0].textContent)")
+
+    column.get_by_role("button").click()
+    assert shown() == ["ensemble", "single", "bella-svgd"]
+    column.get_by_role("button").click()
+    assert shown() == ["bella-svgd", "single", "ensemble"]
+    values = page.locator("#leaderboard tbody tr").evaluate_all(
+        f"rows => rows.map(row => Number(row.cells[{place}].dataset.value))"
+    )
+    assert values == pytest.approx([0.905, 0.805, 0.705])
+
+    before = page.locator("section:visible").count()
+    page.select_option("#task", "costs")
+    assert 0 < page.locator("section:visible").count() < before
+    assert page.locator("section[data-task=classification]:visible").count() == 0
+    assert page.locator("#leaderboard th[data-task=classification]:visible").count() == 0
+    page.select_option("#task", "")
+    assert page.locator("section:visible").count() == before
+
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert errors == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_needs_no_sideways_scrolling_and_text_stands_out(browser: Any, folder: Path, scheme: str) -> None:
+    page, _, errors = opened(browser, folder, viewport={"width": 375, "height": 700}, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    colours = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+    light, dark = sorted((sum(int(part) for part in c[4:-1].split(",")) for c in colours), reverse=True)
+    assert light > 660
+    assert dark < 140
+    assert errors == []
+
+
+def test_what_is_shown_is_escaped(tmp_path: Path) -> None:
+    store_runs(tmp_path, [Stored("single", 0, 0.5, data="<script>alert(1)</script>")])
+    page = render(tmp_path)
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_figures_are_drawn_from_stored_logits_only(folder: Path, tmp_path: Path) -> None:
+    names = set(make_figures(folder))
+    assert {"digits-reliability", "digits-risk-coverage", "digits-parameters", "digits-distances", "digits-disagreement"} <= names
+    published = tmp_path / "published"
+    shutil.copytree(folder, published, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert set(make_figures(published)) == {"digits-parameters"}
