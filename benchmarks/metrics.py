@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
 from torchmetrics.functional.classification import (
     binary_auroc,
     binary_average_precision,
@@ -100,6 +101,13 @@ def selective(log_probabilities: Tensor, targets: Tensor) -> dict[str, float | N
     wrong = top.indices != targets
     at = {f"selective/accuracy@{c}": accuracy_at_coverage(top.values, wrong, c / 100) for c in (80, 90, 95)}
     return {"selective/aurc": area_under_risk_coverage(top.values, wrong), **at}
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float | None:
+    """Spearman's rank correlation of (N,) with (N,) (torchmetrics); None where either does not vary."""
+    if len(a) < 2 or bool((a == a[0]).all()) or bool((b == b[0]).all()):
+        return None
+    return _finite(spearman_corrcoef(a.double(), b.double()))
 
 
 def mean(values: Tensor) -> float | None:

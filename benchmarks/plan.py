@@ -40,9 +40,10 @@ class MethodEntry(_Entry):
 
 
 class ProblemEntry(_Entry):
-    """A problem of a suite, and its own settings."""
+    """A problem of a suite, its own settings, and which of the suite's tasks are asked there (left out: all)."""
 
     problem: str
+    tasks: list[str] | None = None
 
 
 class TaskEntry(BaseModel):
@@ -242,7 +243,7 @@ def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[
     overrides = overrides or {}
     methods = {entry.method: METHODS.resolve(entry.method) for entry in suite.methods}
     problems = {entry.problem: PROBLEMS.resolve(entry.problem)() for entry in suite.problems}
-    tasks = tuple(_plan_task(entry, suite) for entry in suite.tasks)
+    tasks = {entry.task: _plan_task(entry, suite) for entry in suite.tasks}
     labels = [entry.label or entry.method for entry in suite.methods]
     for label in labels:
         check_name(label, f"suite {suite.name}: label")
@@ -256,17 +257,20 @@ def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[
         known = set().union(*(_known(methods[entry.method], p) for p in problems.values()))
         named.check_known(entry.settings, known, f"suite {suite.name}, method {entry.method}")
     for problem_entry in suite.problems:
+        for name in problem_entry.tasks or ():
+            TASKS.resolve(name)  # refuses an unknown name; one that --tasks leaves out is just not asked
         known = set().union(*(_known(m, problems[problem_entry.problem]) for m in methods.values()))
         named.check_known(problem_entry.settings, known, f"suite {suite.name}, problem {problem_entry.problem}")
 
     runs = []
     for problem_entry in suite.problems:
         problem = problems[problem_entry.problem]
+        asked = tuple(plan for name, plan in tasks.items() if problem_entry.tasks is None or name in problem_entry.tasks)
         fingerprints: dict[Options, str] = {}
         for seed, entry in itertools.product(suite.seeds, suite.methods):
             chain = (problem.settings, suite.settings, problem_entry.settings, entry.settings, overrides)
             runs.append(
-                _plan_run(suite, problem_entry.problem, problem, entry, methods[entry.method], seed, tasks, chain, fingerprints)
+                _plan_run(suite, problem_entry.problem, problem, entry, methods[entry.method], seed, asked, chain, fingerprints)
             )
     return runs
 

@@ -26,6 +26,8 @@ PROBLEMS = Registry(
     {
         "digits": ("benchmarks.problems.digits:Digits", "scikit-learn's 8x8 digits, classes 0-7 (embedded)"),
         "imagefolder": ("benchmarks.problems.imagefolder:ImageFolder", "any folder split/class/image (set data=FOLDER)"),
+        "domainfolder": ("benchmarks.problems.domainfolder:DomainFolder", "any folder domain/class/image, one domain left out"),
+        "easy-vqa": ("benchmarks.problems.easy_vqa:EasyVqa", "questions about coloured shapes, 13 answers (embedded)"),
     },
 )
 
@@ -38,7 +40,9 @@ TASKS = Registry(
             "accuracy, NLL, Brier, ECE, temperature scaling, selective prediction, uncertainty, diversity on the test split",
         ),
         "ood": ("benchmarks.tasks.ood:OutOfDistribution", "telling the test split from near and far out-of-distribution images"),
+        "vqa": ("benchmarks.tasks.vqa:Vqa", "accuracy by type of question, calibration, selective answering, human agreement"),
         "corruption": ("benchmarks.tasks.corruption:Corruption", "accuracy, NLL, ECE over corruption types and severities"),
+        "domain": ("benchmarks.tasks.domain:Domain", "accuracy on every domain, their mean and the worst"),
         "adversarial": ("benchmarks.tasks.adversarial:Adversarial", "FGSM, PGD, AutoAttack on the averaged prediction"),
     },
 )

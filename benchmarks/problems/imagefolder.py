@@ -74,10 +74,10 @@ class ImageFolder(Problem[ImageFolderOptions]):
             chosen = {pool[i] for i in stratified_choice([training[i][1] for i in pool], count)}
             validation = [training[i] for i in sorted(chosen)]
             training = [entry for i, entry in enumerate(training) if i not in chosen]
-        training = _limited(training, options.train_limit)
+        training = limited(training, options.train_limit)
         if not training or not validation:
             raise UserError(f"{root}: too few training images to hold {options.validation_fraction:.0%} out for validation")
-        test = _limited(splits["test"], options.test_limit)
+        test = limited(splits["test"], options.test_limit)
 
         def load(files: Files) -> ImageSplit:
             ids = [str(file.relative_to(root)) for file, _ in files]
@@ -114,14 +114,14 @@ class ImageFolder(Problem[ImageFolderOptions]):
         folders = {"train": _find(root, TRAINING), "val": _find(root, VALIDATION), "test": _find(root, TEST)}
         if folders["test"] is None:
             folders["test"], folders["val"] = folders["val"], None
-        return {split: _list(folder, names) for split, folder in folders.items() if folder is not None}
+        return {split: list_classes(folder, names) for split, folder in folders.items() if folder is not None}
 
 
 def _find(root: Path, names: tuple[str, ...]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def _list(folder: Path, names: list[str]) -> Files:
+def list_classes(folder: Path, names: list[str]) -> Files:
     """All images of one split, class by class, by name."""
     found = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
     files: Files = []
@@ -139,7 +139,8 @@ def _list(folder: Path, names: list[str]) -> Files:
     return files
 
 
-def _limited(files: Files, limit: int | None) -> Files:
+def limited(files: Files, limit: int | None) -> Files:
+    """At most so many of the files, each class in proportion, always the same ones."""
     if limit is None:
         return files
     return [files[i] for i in stratified_choice([c for _, c in files], limit)]
