@@ -62,6 +62,10 @@ SUITES = Registry(
     "bella.suites",
     {
         "quick": ("benchmarks.suites:QUICK", "all methods, 3 particles, on the embedded problems; minutes on two cores"),
+        "adversarial": (
+            "benchmarks.suites:ADVERSARIAL",
+            "FGSM, PGD and AutoAttack on digits, at four epsilons; slow without a GPU",
+        ),
         "smoke": ("benchmarks.suites:SMOKE", "all methods on a few digits with a tiny random network; seconds, for tests"),
     },
 )

@@ -53,20 +53,32 @@ def test_the_examples_run(plugin: dict[str, str], tmp_path: Path) -> None:
     listed = json.loads(bella("list", "--json", env=plugin, cwd=tmp_path))
     assert "bella-strong" in [entry["name"] for entry in listed["methods"]]
     assert "noise" in [entry["name"] for entry in listed["problems"]]
+    assert "confidence" in [entry["name"] for entry in listed["tasks"]]
     (tmp_path / "s.yaml").write_text(
-        "methods: [bella-single, bella-strong]\nproblems: [noise]\ntasks: [classification]\nsettings: {particles: 2}\n"
+        "methods: [bella-single, bella-strong]\nproblems: [noise]\ntasks: [classification, confidence]\nsettings: {particles: 2}\n"
     )
     printed = bella("run", "s.yaml", env=plugin, cwd=tmp_path)
     assert "### noise: Classification" in printed
+    assert "### noise: Confidence" in printed
+    report = (tmp_path / "out" / "s" / "report.html").read_text()
+    assert all(name in report for name in ("noise: Confidence", "bella-strong", "noise: reliability"))
     assert "| bella-strong" in printed
     record = json.loads(next(tmp_path.glob("out/s/runs/noise/bella-strong/*/record.json")).read_text())
     assert record["training"]["inference"]["gamma"] == 1.0
 
 
-def test_the_suite_example_is_a_suite(tmp_path: Path) -> None:
-    from benchmarks.plan import load_suite
+def test_the_suite_examples_are_suites(tmp_path: Path) -> None:
+    from benchmarks.plan import load_suite, make_plan
 
-    (tmp_path / "mine.yaml").write_text(blocks("yaml")[0])
+    tasks, images = blocks("yaml")
+    (tmp_path / "tasks.yaml").write_text(tasks)
+    runs = make_plan(load_suite(str(tmp_path / "tasks.yaml")))
+    assert {(run.problem, task.name) for run in runs for task in run.tasks} == {
+        ("digits", "ood"),
+        ("digits", "adversarial"),
+        ("easy-vqa", "vqa"),
+    }
+    (tmp_path / "mine.yaml").write_text(images)
     assert load_suite(str(tmp_path / "mine.yaml")).problems[0].settings["image_size"] == 64
 
 

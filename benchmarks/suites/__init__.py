@@ -4,3 +4,4 @@ from pathlib import Path
 
 QUICK = Path(__file__).with_name("quick.yaml")
 SMOKE = Path(__file__).with_name("smoke.yaml")
+ADVERSARIAL = Path(__file__).with_name("adversarial.yaml")

@@ -6,12 +6,14 @@ Corruptions are those of Hendrycks & Dietterich 2019 (arXiv 1903.12261), made by
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from bella.errors import UserError, suggest
 from benchmarks.options import Options
+from benchmarks.records import check_name
 from benchmarks.task import Column, Posterior, Task
 
 if TYPE_CHECKING:
@@ -41,10 +43,15 @@ METRICS = ("accuracy", "nll", "ece")
 
 
 class CorruptionOptions(Options):
-    """types: of corruption; severities: 1 to 5; limit: test images, each class in proportion."""
+    """types: of corruption; severities: 1 to 5; limit: test images, each class in proportion.
 
+    arrays: a folder with the official arrays (CIFAR-10-C, CIFAR-100-C): TYPE.npy, five severities one after the other, and
+    labels.npy, whose labels must be the problem's class indices. Left out: the test split is corrupted here.
+    """
+
+    arrays: Path | None = None
     types: tuple[str, ...] = Field(default=TYPES, min_length=1)
-    severities: tuple[int, ...] = Field(default=(1, 2, 3, 4, 5), min_length=1)
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(default=(1, 2, 3, 4, 5), min_length=1)
     limit: int = Field(default=500, ge=1)
 
 
@@ -79,16 +86,23 @@ class Corruption(Task):
         found: dict[str, float | None] = {}
 
         def measure(name: str, stored: str, kind: str | None, severity: int) -> None:
-            predictions = posterior.predictions(stored, lambda: corrupted(posterior.data().test, kind, severity, options.limit))
+            def load() -> ImageSplit:
+                data = posterior.data()
+                if options.arrays is None or kind is None:
+                    return corrupted(data.test, kind, severity, options.limit)
+                return official(options.arrays.expanduser(), kind, severity, options.limit, data.image_size)
+
+            predictions = posterior.predictions(stored, load)
             averaged = predictive.log_predictive(predictions.logits.double(), posterior.average)
             found[f"{name}/accuracy"] = metrics.accuracy(averaged, predictions.targets)
             found[f"{name}/nll"] = metrics.nll(averaged, predictions.targets)
             found[f"{name}/ece"] = metrics.expected_calibration_error(averaged, predictions.targets)
 
+        source = "corruption" if options.arrays is None else f"official-{check_name(options.arrays.name, 'arrays: folder')}"
         measure("clean", f"corruption-none-{options.limit}", None, 0)
         for kind in options.types:
             for severity in options.severities:
-                measure(f"{kind}/{severity}", f"corruption-{kind}-{severity}-{options.limit}", kind, severity)
+                measure(f"{kind}/{severity}", f"{source}-{kind}-{severity}-{options.limit}", kind, severity)
         for metric in METRICS:
             for severity in options.severities:
                 found[f"mean/{severity}/{metric}"] = _mean([found[f"{kind}/{severity}/{metric}"] for kind in options.types])
@@ -148,3 +162,35 @@ def corrupted(split: object, kind: str | None, severity: int, limit: int) -> Ima
             np.random.set_state(state)
         pixels = torch.from_numpy(np.stack(made))
     return ImageSplit(pixels, split.targets[torch.tensor(indices)], ids, split.image_size)
+
+
+def official(folder: Path, kind: str, severity: int, limit: int, image_size: int) -> ImageSplit:
+    """Images of one type and severity from the official arrays, resized.
+
+    Raises:
+        UserError: the arrays are missing, or not of the official form.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from benchmarks.images import ImageSplit, stratified_choice
+
+    try:
+        pixels = np.load(folder / f"{kind}.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"task corruption: {folder}: not the official arrays ({error}); download CIFAR-10-C from zenodo.org"
+        ) from error
+    if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8 or len(pixels) % 5 or len(pixels) != len(labels):
+        raise UserError(f"task corruption: {folder / kind}.npy: shape {pixels.shape}, {len(labels)} labels: not the official form")
+    count = len(pixels) // 5
+    start = (severity - 1) * count
+    own = labels[start : start + count]
+    chosen = stratified_choice(own, limit)
+    resized = [
+        np.asarray(Image.fromarray(pixels[start + i]).resize((image_size, image_size), Image.Resampling.BICUBIC)) for i in chosen
+    ]
+    ids = [f"{kind}/{severity}/{i:05d}" for i in chosen]
+    return ImageSplit(torch.from_numpy(np.stack(resized)), torch.from_numpy(own[chosen].astype(np.int64)), ids, image_size)

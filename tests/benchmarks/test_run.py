@@ -97,6 +97,18 @@ def test_a_missing_task_is_evaluated_from_the_stored_particles(copy: Path, monke
     assert {p: r["tasks"] for p, r in records(copy).items()} == {p: r["tasks"] for p, r in expected.items()}
 
 
+def test_one_training_serves_every_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainings = []
+    fit = runner.fit
+    monkeypatch.setattr(runner, "fit", lambda *a, **k: trainings.append(1) or fit(*a, **k))
+    words = ("run", "smoke", "--methods", "bella-single", "--out", tmp_path)
+    assert bella(monkeypatch, *words, "--tasks", "classification") == 0
+    assert bella(monkeypatch, *words) == 0  # adds the other tasks
+    (record,) = records(tmp_path).values()
+    assert set(record["tasks"]) == {"classification", "ood", "corruption", "adversarial"}
+    assert len(trainings) == 1
+
+
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert len(lines) == 1, lines
