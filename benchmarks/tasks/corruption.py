@@ -39,6 +39,9 @@ TYPES = (
     "pixelate",
     "jpeg_compression",
 )
+OWN_GENERATOR = ("impulse_noise", "glass_blur")
+"""Types that draw from a generator of their own, fresh at every call unless they are given a seed."""
+
 METRICS = ("accuracy", "nll", "ece")
 
 
@@ -156,8 +159,10 @@ def corrupted(split: object, kind: str | None, severity: int, limit: int) -> Ima
         state = np.random.get_state()
         try:
             for image, name in zip(pixels.numpy(), ids, strict=True):
-                np.random.seed(derive_seed("corruption", kind, severity, name) % 2**32)
-                made.append(imagecorruptions.corrupt(image, corruption_name=kind, severity=severity))
+                seed = derive_seed("corruption", kind, severity, name) % 2**32
+                np.random.seed(seed)
+                own = {"seed": seed} if kind in OWN_GENERATOR else {}
+                made.append(imagecorruptions.corrupt(image, corruption_name=kind, severity=severity, **own))
         finally:
             np.random.set_state(state)
         pixels = torch.from_numpy(np.stack(made))
