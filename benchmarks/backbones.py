@@ -300,7 +300,9 @@ def parse(name: str) -> tuple[Scheme, Reference]:
     return scheme, Reference(name, scheme_name, model, tag or None, checkpoint, key == "random")
 
 
-def build_classifier(name: str, *, class_names: Sequence[str], image_size: int, head: str, template: str) -> ImageClassifier:
+def build_classifier(
+    name: str, *, class_names: Sequence[str], image_size: int, head: str, templates: Sequence[str]
+) -> ImageClassifier:
     """theta_0 of a run: backbone and head, the same for every method and seed.
 
     Args:
@@ -308,14 +310,14 @@ def build_classifier(name: str, *, class_names: Sequence[str], image_size: int, 
         class_names: C of them.
         image_size: S.
         head: "trained" (drawn anew for each particle) or "zero-shot" (frozen, from the text tower).
-        template: what a zero-shot head says of a class, with {} for its name.
+        templates: what a zero-shot head says of a class, with {} for its name; embeddings are averaged over them.
     """
     scheme, reference = parse(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("theta_0", name))
         backbone = scheme.build(reference, image_size=image_size, load=True, device="cpu")
         if head == "zero-shot":
-            made: nn.Module = zero_shot_head(backbone, reference, class_names, template)
+            made: nn.Module = zero_shot_head(backbone, reference, class_names, templates)
         else:
             made = nn.Linear(backbone.features, len(class_names))
     # Convolutions run up to three times faster on channels-last images; for other layers it changes nothing.
@@ -329,7 +331,7 @@ def architecture(name: str) -> Backbone:
     return scheme.build(reference, image_size=None, load=False, device="meta")
 
 
-def zero_shot_head(backbone: Backbone, reference: Reference, class_names: Sequence[str], template: str) -> ZeroShotHead:
+def zero_shot_head(backbone: Backbone, reference: Reference, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotHead:
     """The classifier that a model's text tower gives, as open_clip's own builder makes it.
 
     Raises:
@@ -341,7 +343,7 @@ def zero_shot_head(backbone: Backbone, reference: Reference, class_names: Sequen
 
     name, model = backbone.text
     classifier = open_clip.build_zero_shot_classifier(
-        model.eval(), open_clip.get_tokenizer(name), list(class_names), [lambda c: template.format(c)], device="cpu"
+        model.eval(), open_clip.get_tokenizer(name), list(class_names), [template.format for template in templates], device="cpu"
     )
     return ZeroShotHead((classifier.T * model.logit_scale.exp()).detach().clone())
 

@@ -67,7 +67,7 @@ class StoredPosterior:
         """The particles as they are before training, on theta_0 of this run."""
         run, data = self.run, self.data()
         model = build_classifier(
-            run.backbone, class_names=data.class_names, image_size=data.image_size, head=run.head, template=data.template
+            run.backbone, class_names=data.class_names, image_size=data.image_size, head=run.head, templates=data.templates
         )
         self.base_parameters, self.base_bytes = count_parameters(model)
         self._particles = METHODS.resolve(run.method).particles(

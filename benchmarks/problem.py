@@ -28,7 +28,7 @@ class Data:
         class_names: in the order of the class indices.
         image_size: S.
         description: one line for captions, honest about where the data come from.
-        template: what a zero-shot head says of a class, with {} for its name.
+        templates: what a zero-shot head says of a class, with {} for its name; embeddings are averaged over them.
         further: other sets that tasks ask for by name (unseen classes, shifted copies).
         near: the further sets that are near out-of-distribution: of the same kind, other classes.
     """
@@ -39,7 +39,7 @@ class Data:
     class_names: list[str]
     image_size: int
     description: str
-    template: str = "a photo of a {}."
+    templates: tuple[str, ...] = ("a photo of a {}.",)
     further: Mapping[str, Split] = field(default_factory=dict)
     near: tuple[str, ...] = ()
 

@@ -77,7 +77,7 @@ class Digits(Problem[DigitsOptions]):
             class_names=WORDS[:seen],
             image_size=options.image_size,
             description=f"scikit-learn digits, {which}, {len(training)} training images, 8 px enlarged to {options.image_size}",
-            template="a photo of the number {}.",
+            templates=("a photo of the number {}.",),
             further={"unseen-digits": split(unseen)} if len(unseen) else {},
             near=("unseen-digits",) if len(unseen) else (),
         )

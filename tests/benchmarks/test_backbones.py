@@ -17,7 +17,7 @@ from benchmarks.backbones import architecture, build_classifier, load_checkpoint
 
 
 def classifier(name: str, head: str = "trained", size: int = 32) -> torch.nn.Module:
-    return build_classifier(name, class_names=["a cat", "a dog"], image_size=size, head=head, template="a photo of {}.")
+    return build_classifier(name, class_names=["a cat", "a dog"], image_size=size, head=head, templates=["a photo of {}."])
 
 
 def test_random_weights_are_the_same_every_time() -> None:

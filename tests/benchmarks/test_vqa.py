@@ -79,7 +79,7 @@ def test_the_question_encoder_equals_sentence_transformers(data: Data) -> None:
 
 @pytest.mark.parametrize("kind", ["low-rank", "full-rank"])
 def test_particles_over_two_encoders_equal_their_merged_models(data: Data, kind: str) -> None:
-    model = build_classifier(NAME, class_names=data.class_names, image_size=32, head="trained", template="")
+    model = build_classifier(NAME, class_names=data.class_names, image_size=32, head="trained", templates=[""])
     particles: Particles
     if kind == "low-rank":
         scheme, reference = parse(NAME)
