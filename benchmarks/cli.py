@@ -63,12 +63,13 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and what each would do; do nothing.")] = False,
 ) -> None:
     """Run a suite. Finished runs are found and not done again."""
-    from benchmarks import plan, settings
+    from benchmarks.plan import make_plan
+    from benchmarks.settings import parse_assignments
+    from benchmarks.suite import load_suite, narrow, with_overrides
 
-    chosen = plan.load_suite(suite)
-    chosen = plan.narrow(chosen, _words(methods), _words(tasks), _numbers(seeds, "--seeds"))
-    overrides = settings.parse_assignments(assignments or [])
-    runs = plan.make_plan(chosen, overrides)
+    chosen = narrow(load_suite(suite), _words(methods), _words(tasks), _numbers(seeds, "--seeds"))
+    overrides = parse_assignments(assignments or [])
+    runs = make_plan(chosen, overrides, complete=not dry_run)
     folder = out or Path("out") / chosen.name
     if dry_run:
         _show_plan(runs, folder)
@@ -83,7 +84,7 @@ def run(
     from benchmarks.runner import run_suite
 
     with Progress() as progress:
-        run_suite(plan.with_overrides(chosen, overrides), runs, folder, device=pick_device(device), progress=progress)
+        run_suite(with_overrides(chosen, overrides), runs, folder, device=pick_device(device), progress=progress)
     made = tables.make_tables(folder)
     for ending, form in tables.FORMS.items():
         write_text(folder / f"tables.{ending}", form(made))

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
-from bella.errors import UserError, suggest
+from bella.errors import UserError
 from bella.fit import Recipe
 from bella.lowrank import plan_adapters
 from benchmarks import settings as named
@@ -24,60 +21,8 @@ from benchmarks.methods import Method
 from benchmarks.options import Options
 from benchmarks.problem import Problem
 from benchmarks.records import check_name
-from benchmarks.registries import METHODS, PROBLEMS, SUITES, TASKS
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    settings: dict[str, Any] = Field(default_factory=dict)
-
-
-class MethodEntry(_Entry):
-    """A method of a suite: its name, a label for tables where one method stands in several rows, and its own settings."""
-
-    method: str
-    label: str | None = None
-
-
-class ProblemEntry(_Entry):
-    """A problem of a suite, its own settings, and which of the suite's tasks are asked there (left out: all)."""
-
-    problem: str
-    tasks: list[str] | None = None
-
-
-class TaskEntry(BaseModel):
-    """A task of a suite, and its options."""
-
-    model_config = ConfigDict(extra="forbid")
-    task: str
-    options: dict[str, Any] = Field(default_factory=dict)
-
-
-class Suite(BaseModel):
-    """A suite file. In its lists a plain name stands for an entry without settings."""
-
-    model_config = ConfigDict(extra="forbid")
-    name: str
-    description: str = ""
-    methods: list[MethodEntry] = Field(min_length=1)
-    problems: list[ProblemEntry] = Field(min_length=1)
-    tasks: list[TaskEntry] = Field(min_length=1)
-    seeds: list[int] = Field(default=[0], min_length=1)
-    settings: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("methods", "problems", "tasks", mode="before")
-    @classmethod
-    def _plain_names(cls, value: Any, info: Any) -> Any:
-        key = info.field_name.rstrip("s")
-        return [{key: entry} if isinstance(entry, str) else entry for entry in value] if isinstance(value, list) else value
-
-    @field_validator("seeds")
-    @classmethod
-    def _different(cls, value: list[int]) -> list[int]:
-        if len(set(value)) != len(value) or min(value) < 0:
-            raise ValueError("seeds must be different numbers, 0 or more")
-        return value
+from benchmarks.registries import METHODS, PROBLEMS, TASKS
+from benchmarks.suite import MethodEntry, ProblemEntry, Suite, TaskEntry, validated
 
 
 @dataclass(frozen=True)
@@ -110,6 +55,7 @@ class Run:
         chunk_size: particles computed at once; None: the parameterisation decides. Not in the hash.
         tasks: what is asked.
         revision: the method's.
+        missing: what of the data is not here and how to get it; None: nothing.
     """
 
     problem: str
@@ -128,6 +74,7 @@ class Run:
     chunk_size: int | None
     tasks: tuple[TaskPlan, ...]
     revision: int
+    missing: str | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -165,77 +112,13 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def load_suite(name: str) -> Suite:
-    """A suite by its registered name, or from a YAML file.
-
-    Raises:
-        UserError: it is unknown, cannot be read, or says something a suite does not have.
-    """
-    file = Path(name)
-    if file.suffix not in (".yaml", ".yml"):
-        if name not in SUITES.names() and file.exists():
-            raise UserError(f"{name}: a suite file ends in .yaml")
-        file = Path(SUITES.resolve(name))
-    try:
-        content = yaml.safe_load(file.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such suite file; registered suites: {', '.join(SUITES.names())}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # its constructors raise ValueError, for a date of month 13
-        raise UserError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: a suite is a mapping with methods, problems and tasks")
-    for key in content:
-        if key not in Suite.model_fields:
-            raise UserError(f"{file}: unknown key {key!r}: {suggest(str(key), Suite.model_fields)}")
-    try:
-        suite = Suite.model_validate({"name": file.stem, **content})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{file}: {place}: {problem['msg']}") from error
-    check_name(suite.name, f"{file}: name")
-    return suite
-
-
-def narrow(suite: Suite, methods: Sequence[str] | None, tasks: Sequence[str] | None, seeds: Sequence[int] | None) -> Suite:
-    """A suite with only some of its methods or tasks, or with other seeds; a method or task it lacks is added.
-
-    Raises:
-        UserError: a name is unknown.
-    """
-
-    def chosen(entries: list[Any], names: Sequence[str] | None, key: str, make: Any) -> list[Any]:
-        if names is None:
-            return entries
-        found = []
-        for name in names:
-            own = [e for e in entries if name in (getattr(e, key), getattr(e, "label", None))]
-            found += own or [make(**{key: name})]
-        return found
-
-    changed: dict[str, Any] = {
-        "methods": chosen(suite.methods, methods, "method", MethodEntry),
-        "tasks": chosen(suite.tasks, tasks, "task", TaskEntry),
-        "seeds": suite.seeds if seeds is None else list(seeds),
-    }
-    return _validated(Suite, {**dict(suite), **changed}, "command line")
-
-
-def with_overrides(suite: Suite, overrides: Mapping[str, Any]) -> Suite:
-    """A suite that plans the same runs without overrides: what is stored beside results says how to repeat them."""
-
-    def less(entries: Sequence[Any]) -> list[Any]:
-        kept = [{k: v for k, v in entry.settings.items() if k not in overrides} for entry in entries]
-        return [entry.model_copy(update={"settings": settings}) for entry, settings in zip(entries, kept, strict=True)]
-
-    changed = {"methods": less(suite.methods), "problems": less(suite.problems), "settings": {**suite.settings, **overrides}}
-    return suite.model_copy(update=changed)
-
-
-def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[Run]:
+def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None, *, complete: bool = True) -> list[Run]:
     """Every run of a suite, in the order they are done: problem by problem, seed by seed.
+
+    Args:
+        suite: what to plan.
+        overrides: settings that win over the suite's.
+        complete: refuse runs whose data are missing; else they only say so (`Run.missing`) and cannot be done.
 
     Raises:
         UserError: an unknown name, a setting nobody knows or of a wrong type, missing data.
@@ -243,7 +126,9 @@ def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[
     overrides = overrides or {}
     methods = {entry.method: METHODS.resolve(entry.method) for entry in suite.methods}
     problems = {entry.problem: PROBLEMS.resolve(entry.problem)() for entry in suite.problems}
-    tasks = {entry.task: _plan_task(entry, suite) for entry in suite.tasks}
+    tasks = {entry.task: entry for entry in suite.tasks}
+    for task_entry in suite.tasks:
+        _plan_task(task_entry, suite)  # refuses bad options of a task that no problem is asked
     labels = [entry.label or entry.method for entry in suite.methods]
     for label in labels:
         check_name(label, f"suite {suite.name}: label")
@@ -257,22 +142,32 @@ def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None) -> list[
         known = set().union(*(_known(methods[entry.method], p) for p in problems.values()))
         named.check_known(entry.settings, known, f"suite {suite.name}, method {entry.method}")
     for problem_entry in suite.problems:
-        for name in problem_entry.tasks or ():
-            TASKS.resolve(name)  # refuses an unknown name; one that --tasks leaves out is just not asked
+        for task_entry in problem_entry.tasks or ():
+            _plan_task(task_entry, suite)  # refuses an unknown name; one that --tasks leaves out is just not asked
         known = set().union(*(_known(m, problems[problem_entry.problem]) for m in methods.values()))
         named.check_known(problem_entry.settings, known, f"suite {suite.name}, problem {problem_entry.problem}")
 
     runs = []
     for problem_entry in suite.problems:
         problem = problems[problem_entry.problem]
-        asked = tuple(plan for name, plan in tasks.items() if problem_entry.tasks is None or name in problem_entry.tasks)
-        fingerprints: dict[Options, str] = {}
+        asked = tuple(_plan_task(entry, suite) for entry in _asked(tasks, problem_entry))
+        fingerprints: dict[Options, tuple[str, str | None]] = {}
         for seed, entry in itertools.product(suite.seeds, suite.methods):
             chain = (problem.settings, suite.settings, problem_entry.settings, entry.settings, overrides)
             runs.append(
                 _plan_run(suite, problem_entry.problem, problem, entry, methods[entry.method], seed, asked, chain, fingerprints)
             )
+            if complete and (missing := runs[-1].missing) is not None:
+                raise UserError(missing)
     return runs
+
+
+def _asked(tasks: Mapping[str, TaskEntry], problem: ProblemEntry) -> list[TaskEntry]:
+    """The suite's tasks that are asked of a problem, with the options it adds."""
+    if problem.tasks is None:
+        return list(tasks.values())
+    own = {entry.task: entry.options for entry in problem.tasks}
+    return [TaskEntry(task=name, options={**e.options, **own[name]}) for name, e in tasks.items() if name in own]
 
 
 def _known(method: Method, problem: Problem[Any]) -> set[str]:
@@ -284,7 +179,7 @@ def _known(method: Method, problem: Problem[Any]) -> set[str]:
 def _plan_task(entry: TaskEntry, suite: Suite) -> TaskPlan:
     task = TASKS.resolve(entry.task)
     named.check_known(entry.options, task.options.model_fields, f"suite {suite.name}, task {entry.task}")
-    options = _validated(task.options, entry.options, f"suite {suite.name}, task {entry.task}").model_dump(mode="json")
+    options = validated(task.options, entry.options, f"suite {suite.name}, task {entry.task}").model_dump(mode="json")
     return TaskPlan(entry.task, options, config_hash({"task": entry.task, "options": options, "revision": task.revision}))
 
 
@@ -297,7 +192,7 @@ def _plan_run(
     seed: int,
     tasks: tuple[TaskPlan, ...],
     chain: Sequence[Mapping[str, Any]],
-    fingerprints: dict[Options, str],
+    fingerprints: dict[Options, tuple[str, str | None]],
 ) -> Run:
     where = f"suite {suite.name}, {problem_name}, {entry.method}"
     merged: dict[str, Any] = {
@@ -318,11 +213,11 @@ def _plan_run(
     if harness["chunk_size"] is not None and harness["chunk_size"] < 1:
         raise UserError(f"{where}: chunk_size is {harness['chunk_size']}: at least 1 is needed")
 
-    options = _validated(problem.options, {k: v for k, v in merged.items() if k in problem.options.model_fields}, where)
+    options = validated(problem.options, {k: v for k, v in merged.items() if k in problem.options.model_fields}, where)
     if options not in fingerprints:
-        if (missing := problem.missing(options)) is not None:
-            raise UserError(missing)
-        fingerprints[options] = problem.fingerprint(options)
+        lacking = problem.missing(options)
+        fingerprints[options] = ("" if lacking else problem.fingerprint(options), lacking)
+    fingerprint, missing = fingerprints[options]
 
     def taken(known: Mapping[str, Any]) -> dict[str, Any]:
         """Settings with their defaults; what has none (targets) and is not set is left to the backbone."""
@@ -356,17 +251,9 @@ def _plan_run(
         particle_options=particle_options,
         inference_options=inference_options,
         data_options=options,
-        fingerprint=fingerprints[options],
+        fingerprint=fingerprint,
         chunk_size=harness["chunk_size"],
         tasks=tasks,
         revision=method.revision,
+        missing=missing,
     )
-
-
-def _validated(model: type[BaseModel], values: Mapping[str, Any], where: str) -> Any:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{where}: {name} is {problem['input']!r}: {problem['msg']}") from error

@@ -16,12 +16,13 @@ from bella.errors import UserError
 from bella.fit import History, fit
 from bella.particles import derive_seed
 from benchmarks import environment
-from benchmarks.plan import Run, Suite, TaskPlan
+from benchmarks.plan import Run, TaskPlan
 from benchmarks.posterior import PARTICLES, StoredPosterior
 from benchmarks.problem import Data
 from benchmarks.progress import Progress
 from benchmarks.records import FILE, SCHEMA, Record, RunInfo, TaskResult, read_record, write_record, write_text
 from benchmarks.registries import METHODS, PROBLEMS, TASKS
+from benchmarks.suite import Suite
 
 SUITE_FILE = "suite.yaml"
 

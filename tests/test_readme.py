@@ -68,7 +68,8 @@ def test_the_examples_run(plugin: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_the_suite_examples_are_suites(tmp_path: Path) -> None:
-    from benchmarks.plan import load_suite, make_plan
+    from benchmarks.plan import make_plan
+    from benchmarks.suite import load_suite
 
     tasks, images = blocks("yaml")
     (tmp_path / "tasks.yaml").write_text(tasks)

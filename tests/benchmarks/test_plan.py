@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bella.errors import UserError
-from benchmarks.plan import Run, load_suite, make_plan, narrow
+from benchmarks.plan import Run, make_plan
 from benchmarks.settings import parse_assignments
+from benchmarks.suite import load_suite, narrow
 
 SUITE: dict[str, Any] = {
     "methods": ["bella-svgd"],

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from bella.errors import UserError
 from benchmarks import methods
-from benchmarks.plan import Run, Suite, load_suite, make_plan, narrow, with_overrides
+from benchmarks.plan import Run, make_plan
 from benchmarks.settings import parse_assignments
+from benchmarks.suite import Suite, load_suite, narrow, with_overrides
 
 
 def plan(overrides: dict[str, Any] | None = None, **changes: Any) -> list[Run]:
