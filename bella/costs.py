@@ -92,9 +92,18 @@ def _reset_high_water_mark() -> bool:
     return True
 
 
+def resident_bytes() -> int:
+    """What this process holds now; 0 where the system does not tell."""
+    return _status("VmRSS:") or 0
+
+
 def _high_water_mark() -> int | None:
+    return _status("VmHWM:")
+
+
+def _status(field: str) -> int | None:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)

@@ -114,7 +114,7 @@ def fit(
     total_steps = recipe.epochs * steps_an_epoch
     warmup = round(recipe.warmup * total_steps) if recipe.warmup_steps is None else recipe.warmup_steps
     particles.zero_gradients()
-    optimizer = _optimizer(particles, recipe)
+    optimizer = optimizer_for(particles, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warmup, total_steps))
     history = History()
     best = math.inf
@@ -227,7 +227,7 @@ def _rate(step: int, warmup: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
 
 
-def _optimizer(particles: Particles, recipe: Recipe) -> torch.optim.Optimizer:
+def optimizer_for(particles: Particles, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW over the storage; with a rate for each particle, over each particle's share of it."""
     rate = particles.default_learning_rate if recipe.learning_rate is None else recipe.learning_rate
     groups: list[dict[str, object]]

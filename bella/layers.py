@@ -53,7 +53,7 @@ class LowRankLayer(ParticleLayer):
         Summed in the factors' precision, whatever the layer computes in: rounded once, to bf16, the sum keeps a change
         of a thousandth of W on average; the sum of two numbers that are bf16 already loses about half of it.
         """
-        with torch.autocast(self.A.device.type, enabled=False):
+        with torch.autocast("cuda" if self.A.is_cuda else "cpu", enabled=False):
             weight = self.base.weight.flatten(1).to(self.A.dtype)
             return torch.baddbmm(weight.expand(self.A.shape[0], -1, -1), self.B, self.A)
 

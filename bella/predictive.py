@@ -122,4 +122,5 @@ def predict(
 
 def autocast(device: torch.device) -> torch.autocast:
     """bf16 on a GPU, nothing elsewhere: the precision that training and evaluation share."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+    kind = "cuda" if device.type == "cuda" else "cpu"  # shapes alone ("meta") have no precision
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=kind == "cuda")

@@ -53,6 +53,7 @@ def list_names(
 def run(
     suite: Annotated[str, typer.Argument(help="A suite's name (`bella list suites`), or a YAML file.")],
     methods: Annotated[str | None, typer.Option(help="Only these methods: a,b.")] = None,
+    problems: Annotated[str | None, typer.Option(help="Only these problems: a,b.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Only these tasks: a,b.")] = None,
     seeds: Annotated[str | None, typer.Option(help="These seeds: 0,1,2.")] = None,
     out: Annotated[Path | None, typer.Option(help="Results folder [default: out/SUITE].")] = None,
@@ -67,16 +68,17 @@ def run(
     from benchmarks.settings import parse_assignments
     from benchmarks.suite import load_suite, narrow, with_overrides
 
-    chosen = narrow(load_suite(suite), _words(methods), _words(tasks), _numbers(seeds, "--seeds"))
+    chosen = narrow(load_suite(suite), _words(methods), _words(tasks), _numbers(seeds, "--seeds"), _words(problems))
     overrides = parse_assignments(assignments or [])
     runs = make_plan(chosen, overrides, complete=not dry_run)
     folder = out or Path("out") / chosen.name
+    from benchmarks.environment import pick_device
+
     if dry_run:
-        _show_plan(runs, folder)
+        _show_plan(runs, folder, on_gpu=pick_device(device).type == "cuda")
         return
 
     from benchmarks import tables
-    from benchmarks.environment import pick_device
     from benchmarks.figures import write_figures
     from benchmarks.progress import Progress
     from benchmarks.records import write_text
@@ -147,37 +149,42 @@ def publish(
 
 @app.command()
 def costs(
-    backbone: Annotated[str, typer.Argument(help="open_clip:ViT-B-32, timm:vit_tiny_patch16_224, ... Needs no weights.")],
-    particles: Annotated[int, typer.Option(min=1, help="n.")] = 5,
-    rank: Annotated[str, typer.Option(help="r, or several: 1,2,4,8,16.")] = "4",
-    targets: Annotated[str | None, typer.Option(help="Patterns of adapted layers: c_fc,c_proj [default: the backbone's].")] = None,
-    classes: Annotated[
-        int | None, typer.Option(min=2, help="Classes of a head trained in each particle; none if left out.")
+    target: Annotated[str, typer.Argument(help="A backbone (open_clip:ViT-B-32, ...) or a suite (paper-costs). Needs no weights.")],
+    particles: Annotated[int, typer.Option(min=1, help="n, for a backbone.")] = 5,
+    rank: Annotated[str, typer.Option(help="r, or several: 1,2,4,8,16; for a backbone.")] = "4",
+    targets: Annotated[
+        str | None, typer.Option(help="Patterns of adapted layers: c_fc,c_proj [default: the backbone's]; for a backbone.")
     ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=2, help="Classes of a head trained in each particle; none if left out; for a backbone.")
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Of a suite: take steps with random weights where they fit.")] = False,
+    longest: Annotated[float, typer.Option(help="Measure no step that is estimated to take more seconds.")] = 60.0,
+    out: Annotated[
+        Path | None, typer.Option(help="Of a suite: write costs.md and costs.json there; `bella publish` takes them.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of a suite: a setting for all runs.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of a suite: auto, cpu or cuda.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Count parameters and bytes of low-rank and full-rank particles."""
-    from benchmarks.costs import backbone_costs
-    from benchmarks.tables import format_units
-
-    ranks = _numbers(rank, "--rank") or [4]
-    found = backbone_costs(backbone, particles=particles, ranks=ranks, targets=_words(targets), classes=classes)
-    if as_json:
-        print(json.dumps(found, indent=1))
+    """Count parameters and bytes of a backbone's particles, or what the runs of a suite cost."""
+    if ":" in target:
+        _print_backbone_costs(target, particles, rank, targets, classes, as_json)
         return
-    full = found["full_rank"]
-    head = f", head of {classes} classes trained" if classes else ""
-    console = Console(highlight=False)
-    print(
-        f"{backbone}: theta_0 {full['total_parameters']:,} parameters; targets {', '.join(found['targets'])}{head}; n = {particles}"
-    )
-    table = RichTable("", "trained / particle", "of theta_0", "trained, all", "stored", "theta_0")
-    rows = [(f"low-rank, r = {row['rank']}", row) for row in found["low_rank"]] + [("full-rank", full)]
-    units = (" B", " kB", " MB", " GB", " TB")
-    for name, row in rows:
-        counts = [f"{row['trainable_parameters_per_particle']:,}", f"{row['ratio']:.2%}", f"{row['trainable_parameters']:,}"]
-        table.add_row(name, *counts, format_units(row["stored_bytes"], units), format_units(row["base_bytes"], units))
-    console.print(table)
+    from benchmarks.environment import pick_device
+    from benchmarks.progress import track
+    from benchmarks.settings import parse_assignments
+    from benchmarks.suite import load_suite, with_overrides
+    from benchmarks.suite_costs import suite_costs, suite_markdown, write_costs
+
+    suite = load_suite(target)
+    overrides = parse_assignments(assignments or [])
+    found = suite_costs(suite, overrides, device=pick_device(device), measure=measure, longest=longest, progress=track)
+    if out is not None:
+        write_costs(found, with_overrides(suite, overrides), out)
+    print(json.dumps(found, indent=1) if as_json else suite_markdown(found), end="")
 
 
 @app.command()
@@ -217,18 +224,68 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
         raise UserError(f"{option} {text}: whole numbers with commas between them") from error
 
 
-def _show_plan(runs: list[Any], folder: Path) -> None:
-    from benchmarks.runner import missing_tasks, stored_record
+def _print_backbone_costs(
+    backbone: str, particles: int, rank: str, targets: str | None, classes: int | None, as_json: bool
+) -> None:
+    from benchmarks.costs import backbone_costs
+    from benchmarks.tables import BYTE_UNITS, format_units
 
-    table = RichTable("run", "particles", "theta_0", "to do")
-    for planned in runs:
-        record = stored_record(planned, folder)
+    ranks = _numbers(rank, "--rank") or [4]
+    found = backbone_costs(backbone, particles=particles, ranks=ranks, targets=_words(targets), classes=classes)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    full = found["full_rank"]
+    head = f", head of {classes} classes trained" if classes else ""
+    console = Console(highlight=False)
+    print(
+        f"{backbone}: theta_0 {full['total_parameters']:,} parameters; targets {', '.join(found['targets'])}{head}; n = {particles}"
+    )
+    table = RichTable("", "trained / particle", "of theta_0", "trained, all", "stored", "theta_0")
+    rows = [(f"low-rank, r = {row['rank']}", row) for row in found["low_rank"]] + [("full-rank", full)]
+    for name, row in rows:
+        counts = [f"{row['trainable_parameters_per_particle']:,}", f"{row['ratio']:.2%}", f"{row['trainable_parameters']:,}"]
+        table.add_row(name, *counts, format_units(row["stored_bytes"], BYTE_UNITS), format_units(row["base_bytes"], BYTE_UNITS))
+    console.print(table)
+
+
+def _show_plan(runs: list[Any], folder: Path, on_gpu: bool) -> None:
+    """Every run, what it would do and need; then what is missing here, and how to get it."""
+    from benchmarks.estimate import estimate
+    from benchmarks.progress import track
+    from benchmarks.runner import missing_tasks, stored_record
+    from benchmarks.tables import BYTE_UNITS, format_units
+    from benchmarks.weights_cache import missing_weights
+
+    table = RichTable("run", "particles", "data", "theta_0", "memory", "to do")
+    for column in table.columns:
+        column.overflow = "fold"
+    memory: dict[Any, int] = {}
+    lacking: dict[str, None] = {}
+    for planned in track(runs):
+        record = None if planned.missing else stored_record(planned, folder)
         to_do = ([] if record else ["train"]) + [task.name for task in missing_tasks(planned, record)]
         name = f"{planned.problem} / {planned.label} / seed {planned.seed}"
+        same = (planned.problem, planned.label, planned.backbone, planned.data_options)
+        if same not in memory:
+            memory[same] = estimate(planned, half_precision=on_gpu).memory_bytes
+        weights = missing_weights(planned.backbone)
+        lacking |= dict.fromkeys(found for found in (planned.missing, weights) if found)
         table.add_row(
-            name, str(planned.particles), f"{planned.backbone} ({planned.weights.description})", ", ".join(to_do) or "nothing"
+            name,
+            str(planned.particles),
+            "missing" if planned.missing else "here",
+            f"{planned.backbone} ({planned.weights.description}{', to be fetched' if weights else ''})",
+            format_units(memory[same], BYTE_UNITS),
+            ", ".join(to_do) or "nothing",
         )
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    print(
+        f"{len(runs)} runs; memory is estimated from shapes ({'bf16 products' if on_gpu else 'float32'}, `bella costs` says how)."
+    )
+    for line in lacking:
+        print(f"missing: {line}")
 
 
 def _print_tables(made: list[Any]) -> None:

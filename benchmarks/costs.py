@@ -1,4 +1,4 @@
-"""`bella costs`: parameters and bytes of a backbone's particles, from shapes alone: no data, no weights, no memory for them."""
+"""`bella costs BACKBONE`: parameters and bytes of its particles, from shapes alone: no data, no weights, no memory for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from bella.costs import Costs, count_costs, count_parameters
+from bella.costs import count_costs, count_parameters
 from bella.lowrank import plan_adapters
 from benchmarks.backbones import architecture
 
@@ -32,19 +32,19 @@ def backbone_costs(
     numbers, base_bytes = count_parameters(backbone.model)
     total, total_bytes = numbers + in_head, base_bytes + 4 * in_head
 
-    def costs(per_particle: int) -> Costs:
-        return count_costs(total, total_bytes, per_particle, particles)
+    def costs(per_particle: int) -> dict[str, Any]:
+        return dataclasses.asdict(count_costs(total, total_bytes, per_particle, particles))
 
     low_rank = []
     for rank in ranks:
         adapters = plan_adapters(backbone.model, chosen, rank)
         per_particle = sum(adapter.parameters for adapter in adapters) + in_head
-        low_rank.append({"rank": rank, "adapted_layers": len(adapters), **dataclasses.asdict(costs(per_particle))})
+        low_rank.append({"rank": rank, "adapted_layers": len(adapters), **costs(per_particle)})
     return {
         "backbone": name,
         "particles": particles,
         "targets": chosen,
         "classes": classes,
-        "full_rank": dataclasses.asdict(costs(total)),
+        "full_rank": costs(total),
         "low_rank": low_rank,
     }

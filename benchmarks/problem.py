@@ -62,6 +62,10 @@ class Problem(ABC, Generic[OptionsT]):
     def missing(self, options: OptionsT) -> str | None:
         """None where the data are at hand; else one line that says what is missing and how to get it."""
 
+    def class_count(self, options: OptionsT) -> int | None:
+        """How many classes there are, where that is known without reading the data."""
+        return None
+
     @abstractmethod
     def fingerprint(self, options: OptionsT) -> str:
         """What identifies the data in a run's hash, whatever folder they lie in."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.progress import track as rich_track
 
 if TYPE_CHECKING:
     from benchmarks.plan import Run
     from benchmarks.records import Record
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -76,3 +80,9 @@ class Progress:
         accuracy = record.tasks.get("classification", {}).get("accuracy")
         shown = f", accuracy {100 * accuracy:.1f} %" if accuracy is not None else ""
         self._console.print(f"{self._heading}: {what}{shown}", soft_wrap=True)
+
+
+def track(items: Sequence[T]) -> Iterator[T]:
+    """Go through items with a bar on a terminal."""
+    console = Console(stderr=True)
+    yield from rich_track(items, console=console, transient=True, disable=not console.is_terminal)

@@ -14,6 +14,9 @@ from benchmarks.records import FILE, check_name
 from benchmarks.stored import find_runs
 from benchmarks.tables import FORMS, make_tables
 
+COSTS = ("costs.json", "costs.md")
+"""What `bella costs SUITE --out` has written."""
+
 LIMIT_BYTES = 25 * 2**20
 """The most that the results folder may hold in all."""
 
@@ -21,10 +24,14 @@ LIMIT_BYTES = 25 * 2**20
 def publish(source: Path, results: Path) -> Path:
     """Copy a suite's records, suite file and tables to results/<suite>, replacing what is there.
 
+    The costs of its runs, where `bella costs SUITE --out` has worked them out, are copied as well, or alone.
+
     Raises:
         UserError: there are no records, the suite has no usable name, or the results folder would grow too large.
     """
-    find_runs(source)  # refuses an empty folder and damaged records
+    costs = [source / name for name in COSTS if (source / name).is_file()]
+    if not costs or (source / "runs").exists():
+        find_runs(source)  # refuses an empty folder and damaged records
     suite_file = source / "suite.yaml"
     try:
         name = check_name(str(yaml.safe_load(suite_file.read_text())["name"]), f"{suite_file}: name")
@@ -40,11 +47,14 @@ def publish(source: Path, results: Path) -> Path:
             copy = made / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-        shutil.copyfile(suite_file, made / suite_file.name)
-        tables = make_tables(made)
-        for ending, form in FORMS.items():
-            (made / f"tables.{ending}").write_text(form(tables), encoding="utf-8")
-        write_figures(source, made / "figures")
+        made.mkdir(exist_ok=True)
+        for path in (suite_file, *costs):
+            shutil.copyfile(path, made / path.name)
+        if (made / "runs").exists():
+            tables = make_tables(made)
+            for ending, form in FORMS.items():
+                (made / f"tables.{ending}").write_text(form(tables), encoding="utf-8")
+            write_figures(source, made / "figures")
         others = [p for p in results.iterdir() if p != target and p != Path(scratch)]
         size = folder_bytes(made) + sum(folder_bytes(p) for p in others)
         if size > LIMIT_BYTES:

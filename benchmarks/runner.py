@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from bella.costs import PeakMemory, count_costs, peak_memory
 from bella.errors import UserError
@@ -20,11 +19,9 @@ from benchmarks.plan import Run, TaskPlan
 from benchmarks.posterior import PARTICLES, StoredPosterior
 from benchmarks.problem import Data
 from benchmarks.progress import Progress
-from benchmarks.records import FILE, SCHEMA, Record, RunInfo, TaskResult, read_record, write_record, write_text
+from benchmarks.records import FILE, SCHEMA, Record, RunInfo, TaskResult, read_record, write_record
 from benchmarks.registries import METHODS, PROBLEMS, TASKS
-from benchmarks.suite import Suite
-
-SUITE_FILE = "suite.yaml"
+from benchmarks.suite import Suite, write_suite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +59,7 @@ def run_suite(suite: Suite, runs: Sequence[Run], out: Path, *, device: torch.dev
     """
     records = [stored_record(run, out) for run in runs]  # a damaged record is refused before anything is trained
     try:
-        write_text(out / SUITE_FILE, yaml.safe_dump(suite.model_dump(exclude_defaults=True), sort_keys=False))
+        write_suite(suite, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error}; choose another folder with --out") from error
     environment.make_deterministic(device)

@@ -10,8 +10,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bella.errors import UserError, suggest
-from benchmarks.records import check_name
+from benchmarks.records import check_name, write_text
 from benchmarks.registries import SUITES
+
+SUITE_FILE = "suite.yaml"
 
 
 def _entries(value: Any, key: str) -> Any:
@@ -113,8 +115,14 @@ def load_suite(name: str) -> Suite:
     return suite
 
 
-def narrow(suite: Suite, methods: Sequence[str] | None, tasks: Sequence[str] | None, seeds: Sequence[int] | None) -> Suite:
-    """A suite with only some of its methods or tasks, or with other seeds; a method or task it lacks is added.
+def narrow(
+    suite: Suite,
+    methods: Sequence[str] | None,
+    tasks: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    problems: Sequence[str] | None = None,
+) -> Suite:
+    """A suite with only some of its methods, tasks or problems, or with other seeds; one that it lacks is added.
 
     Raises:
         UserError: a name is unknown.
@@ -130,6 +138,7 @@ def narrow(suite: Suite, methods: Sequence[str] | None, tasks: Sequence[str] | N
         return found
 
     changed: dict[str, Any] = {
+        "problems": chosen(suite.problems, problems, "problem", ProblemEntry),
         "methods": chosen(suite.methods, methods, "method", MethodEntry),
         "tasks": chosen(suite.tasks, tasks, "task", TaskEntry),
         "seeds": suite.seeds if seeds is None else list(seeds),
@@ -146,6 +155,15 @@ def with_overrides(suite: Suite, overrides: Mapping[str, Any]) -> Suite:
 
     changed = {"methods": less(suite.methods), "problems": less(suite.problems), "settings": {**suite.settings, **overrides}}
     return suite.model_copy(update=changed)
+
+
+def write_suite(suite: Suite, folder: Path) -> None:
+    """Write a suite beside its results: it says how to repeat them.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    write_text(folder / SUITE_FILE, yaml.safe_dump(suite.model_dump(exclude_defaults=True), sort_keys=False))
 
 
 def validated(model: type[BaseModel], values: Mapping[str, Any], where: str) -> Any:

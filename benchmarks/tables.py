@@ -37,6 +37,8 @@ COSTS = (
     Column("train_examples_per_second", "Examples / s", None, 1, 0),
     Column("eval_seconds", "Evaluation", None, unit="seconds"),
 )
+BYTE_UNITS = (" B", " kB", " MB", " GB", " TB")
+
 COSTS_CAPTION = (
     "theta_0 is held once and not counted as stored; sizes in powers of 1000; peak memory is that of the whole process on a CPU "
     "and of the allocator on a GPU; examples a second count each training image once, however many particles see it"
@@ -208,7 +210,7 @@ def format_number(value: float, column: Column) -> str:
     if column.unit == "count":
         return format_units(value, ("", " K", " M", " B"))
     if column.unit == "bytes":
-        return format_units(value, (" B", " kB", " MB", " GB", " TB"))
+        return format_units(value, BYTE_UNITS)
     if column.unit == "seconds":
         return f"{value:.1f} s" if value < 600 else f"{value / 60:.1f} min" if value < 36000 else f"{value / 3600:.1f} h"
     return f"{value:.{column.digits}f}"
