@@ -25,6 +25,7 @@ PROBLEMS = Registry(
     "bella.problems",
     {
         "digits": ("benchmarks.problems.digits:Digits", "scikit-learn's 8x8 digits, classes 0-7 (embedded)"),
+        "random-images": ("benchmarks.problems.random_images:RandomImages", "random pixels and labels, for costs (embedded)"),
         "imagefolder": ("benchmarks.problems.imagefolder:ImageFolder", "any folder split/class/image (set data=FOLDER)"),
         "domainfolder": ("benchmarks.problems.domainfolder:DomainFolder", "any folder domain/class/image, one domain left out"),
         "easy-vqa": ("benchmarks.problems.easy_vqa:EasyVqa", "questions about coloured shapes, 13 answers (embedded)"),
@@ -67,6 +68,30 @@ SUITES = Registry(
             "FGSM, PGD and AutoAttack on digits, at four epsilons; slow without a GPU",
         ),
         "smoke": ("benchmarks.suites:SMOKE", "all methods on a few digits with a tiny random network; seconds, for tests"),
+        "paper-cifar": (
+            "benchmarks.suites:PAPER_CIFAR",
+            "CIFAR-10, CIFAR-100, STL-10 with CLIP ViT-B/32: corruption, OOD, attacks (downloads, GPU)",
+        ),
+        "paper-camelyon": (
+            "benchmarks.suites:PAPER_CAMELYON",
+            "CAMELYON17 with the hospitals of WILDS, CLIP ViT-B/32 (download, GPU)",
+        ),
+        "paper-domainnet": (
+            "benchmarks.suites:PAPER_DOMAINNET",
+            "DomainNet, real photographs to six domains, CLIP ViT-B/32 (download, GPU)",
+        ),
+        "paper-imagenet": ("benchmarks.suites:PAPER_IMAGENET", "ImageNet and its shifted test sets, CLIP ViT-B/32 (download, GPU)"),
+        "paper-vqa": ("benchmarks.suites:PAPER_VQA", "VQAv2 with LLaVA-1.5-7B in bf16 (download, GPU)"),
+        "paper-costs": (
+            "benchmarks.suites:PAPER_COSTS",
+            "what methods cost at paper scale: `bella costs paper-costs`, random weights and pixels",
+        ),
+        "sweep-rank": ("benchmarks.suites:SWEEP_RANK", "rank 1 to 32 on CAMELYON17, or elsewhere with --problems"),
+        "sweep-particles": ("benchmarks.suites:SWEEP_PARTICLES", "1 to 20 particles on CAMELYON17, or elsewhere with --problems"),
+        "sweep-repulsion": (
+            "benchmarks.suites:SWEEP_REPULSION",
+            "repulsion over six decades on CAMELYON17, or elsewhere with --problems",
+        ),
     },
 )
 
