@@ -188,6 +188,32 @@ def costs(
 
 
 @app.command()
+def claims(
+    folder: Annotated[Path, typer.Argument(help="A results folder, or a folder of such folders.", metavar="DIR")] = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Print the paper's claims, each with our figure and whether it holds."""
+    import dataclasses
+
+    from benchmarks.claims import findings
+
+    found = findings(folder)
+    if as_json:
+        print(json.dumps({"claims": [dataclasses.asdict(finding) for finding in found]}, indent=1))
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        print("| # | Claim | Tested by | Figure | Verdict |\n|--:|---|---|---|---|")
+        for finding in found:
+            print(f"| {finding.number} | {finding.claim} | {finding.suite} | {finding.figure} | {finding.verdict} |")
+        return
+    table = RichTable("#", "claim", "tested by", "figure", "verdict")
+    for finding in found:
+        table.add_row(str(finding.number), finding.claim, finding.suite, finding.figure, finding.verdict)
+    console.print(table)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine has, and how to get what is missing."""
     from benchmarks.doctor import examine
