@@ -82,9 +82,9 @@ LOW_RANK = "bella.lowrank:LowRankParticles"
 INDEPENDENT = "bella.inference:Independent"
 STEIN = "bella.svgd:SVGD"
 
-SINGLE = Method(FULL_RANK, INDEPENDENT, fixed={"particles": 1})
-ENSEMBLE = Method(FULL_RANK, INDEPENDENT)
-SVGD = Method(FULL_RANK, STEIN)
+SINGLE = Method(FULL_RANK, INDEPENDENT, fixed={"particles": 1}, revision=2)
+ENSEMBLE = Method(FULL_RANK, INDEPENDENT, revision=2)
+SVGD = Method(FULL_RANK, STEIN, revision=2)
 BELLA_SINGLE = Method(LOW_RANK, INDEPENDENT, fixed={"particles": 1})
 BELLA_ENSEMBLE = Method(LOW_RANK, INDEPENDENT)
 BELLA_SVGD = Method(LOW_RANK, STEIN)
