@@ -24,6 +24,7 @@ from bella.inference import Independent
 from bella.lowrank import LowRankParticles
 from bella.particles import Inputs, Particles, map_inputs
 from benchmarks.backbones import Backbone, ImageClassifier, parse
+from benchmarks.environment import reuse_freed_memory
 from benchmarks.plan import Run
 from benchmarks.registries import METHODS, PROBLEMS
 
@@ -91,6 +92,7 @@ def measure(run: Run, device_name: str, steps: int = 3) -> Measured:
     On a CPU memory is the process's, less what it held before: call it in a process of its own.
     """
     device = torch.device(device_name)
+    reuse_freed_memory()
     resident = resident_bytes()
     particles, inputs, _ = _set_up(run, device)
     rule = METHODS.resolve(run.method).rule(**run.inference_options)

@@ -63,6 +63,7 @@ def run_suite(suite: Suite, runs: Sequence[Run], out: Path, *, device: torch.dev
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error}; choose another folder with --out") from error
     environment.make_deterministic(device)
+    environment.reuse_freed_memory()
     load_data = _DataCache()
     outcomes = []
     for number, (run, record) in enumerate(zip(runs, records, strict=True), start=1):
