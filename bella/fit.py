@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,9 @@ from torch import Tensor
 from bella.checkpoint import load_particles, save_particles
 from bella.data import Examples
 from bella.errors import UserError
+from bella.features import FeatureCache
 from bella.inference import Inference
-from bella.particles import Inputs, Particles, derive_seed, map_inputs
+from bella.particles import Particles, derive_seed, map_inputs
 from bella.predictive import autocast, log_predictive, predict
 
 
@@ -118,13 +119,15 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warmup, total_steps))
     history = History()
     best = math.inf
+    # Worth its memory only if some epoch comes back to an example.
+    features, unseen = (FeatureCache(particles, split, device) if recipe.epochs > 1 else None for split in (training, validation))
     with tempfile.TemporaryDirectory(prefix="bella-") as folder:
         snapshot = Path(folder) / "best.safetensors"
         for epoch in range(recipe.epochs):
             begun = time.perf_counter()
             loss_sum = torch.zeros((), device=device)
             for step, indices in enumerate(_minibatches(particles, training, recipe, seed, epoch)):
-                loss_sum += train_step(particles, inference, training, indices, recipe, optimizer, device)
+                loss_sum += train_step(particles, inference, training, indices, recipe, optimizer, device, features)
                 schedule.step()
                 if on_step is not None:
                     done = epoch * steps_an_epoch + step + 1
@@ -134,7 +137,7 @@ def fit(
             history.examples += len(training)
             if not math.isfinite(training_nll):
                 raise UserError(f"the training loss became {training_nll} in epoch {epoch + 1}: lower learning_rate")
-            nll = validation_nll(particles, validation, recipe, device)
+            nll = validation_nll(particles, validation, recipe, device, unseen)
             history.epochs.append(Epoch(training_nll, nll, time.perf_counter() - begun))
             if nll < best or epoch == 0:
                 best, history.best_epoch = nll, epoch
@@ -153,15 +156,24 @@ def train_step(
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
+    features: FeatureCache | None = None,
 ) -> Tensor:
-    """One step on the examples with the given indices, (b,) shared or (n, b) per particle. Returns the mean NLL of a particle."""
+    """One step on the examples with the given indices, (b,) shared or (n, b) per particle. Returns the mean NLL of a particle.
+
+    `features` keeps what all particles share of the training split from epoch to epoch.
+    """
     per_particle = indices.dim() == 2
-    inputs = training.inputs(indices.flatten(), device)
     targets = training.targets[indices].to(device, non_blocking=True).expand(particles.num_particles, -1)
-    if per_particle:
-        inputs = map_inputs(lambda t: t.unflatten(0, tuple(indices.shape)), inputs)
+    with autocast(device):
+        if features is not None and not per_particle:
+            prepared = features.prepare(indices)
+        else:
+            inputs = training.inputs(indices.flatten(), device)
+            if per_particle:
+                inputs = map_inputs(lambda t: t.unflatten(0, tuple(indices.shape)), inputs)
+            prepared = particles.prepare(inputs, per_particle=per_particle)
     particles.zero_gradients()
-    total = loss_and_gradients(particles, inputs, targets, per_particle=per_particle)
+    total = loss_and_gradients(particles, prepared, targets)
     particles.add_prior_gradient(1 / (recipe.prior_std**2 * len(training)))
     inference.transform(particles, len(training))
     if recipe.clip_norm is not None:
@@ -170,18 +182,15 @@ def train_step(
     return total / particles.num_particles
 
 
-def loss_and_gradients(particles: Particles, inputs: Inputs, targets: Tensor, *, per_particle: bool = False) -> Tensor:
+def loss_and_gradients(particles: Particles, prepared: Any, targets: Tensor) -> Tensor:
     """Add the gradient of each particle's own mean NLL to its gradients, chunk by chunk; returns the sum over particles.
 
     Args:
         particles: with gradients zeroed.
-        inputs: as `Particles.forward` takes them.
+        prepared: a batch, as `Particles.prepare` gives it.
         targets: (n, b).
-        per_particle: whether the inputs are (n, b, ...).
     """
     total = torch.zeros((), device=targets.device)
-    with autocast(targets.device):
-        prepared = particles.prepare(inputs, per_particle=per_particle)
     for rows in particles.chunks():
         with autocast(targets.device):
             logits = particles.chunk_logits(prepared, rows)
@@ -214,9 +223,11 @@ def clip_gradients(particles: Particles, largest: float) -> None:
         gradient *= factors.view(-1, *[1] * (gradient.dim() - 1)).to(gradient.dtype)
 
 
-def validation_nll(particles: Particles, validation: Examples, recipe: Recipe, device: torch.device) -> float:
+def validation_nll(
+    particles: Particles, validation: Examples, recipe: Recipe, device: torch.device, features: FeatureCache | None = None
+) -> float:
     """NLL of the averaged prediction, nats an example."""
-    logits = predict(particles, validation, batch_size=max(recipe.batch_size, 64), device=device)
+    logits = predict(particles, validation, batch_size=max(recipe.batch_size, 64), device=device, features=features)
     return float(F.nll_loss(log_predictive(logits.double(), recipe.average), validation.targets))
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bella.data import Examples
 from bella.errors import UserError, suggest
-from bella.particles import Particles, map_inputs
+from bella.features import FeatureCache
+from bella.particles import Particles
 
 AVERAGES = ("probabilities", "logits")
 
@@ -98,6 +99,7 @@ def predict(
     batch_size: int,
     device: torch.device,
     on_batch: Callable[[int, int], None] | None = None,
+    features: FeatureCache | None = None,
 ) -> Tensor:
     """Logits (n, N, C) of every particle on every example, float32, on the CPU: the one evaluation pass.
 
@@ -107,13 +109,15 @@ def predict(
         batch_size: examples at a time.
         device: where the particles are.
         on_batch: told (examples done, N) after each batch.
+        features: keeps what all particles share of this split from one pass to the next.
     """
     total = len(examples)
     parts = []
     for start in range(0, total, batch_size):
         indices = torch.arange(start, min(start + batch_size, total))
         with autocast(device):
-            logits = particles(map_inputs(lambda t: t, examples.inputs(indices, device)))
+            prepared = particles.prepare(examples.inputs(indices, device)) if features is None else features.prepare(indices)
+            logits = torch.cat([particles.chunk_logits(prepared, rows) for rows in particles.chunks()])
         parts.append(logits.float().cpu())
         if on_batch is not None:
             on_batch(int(indices[-1]) + 1, total)

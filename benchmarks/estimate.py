@@ -77,7 +77,7 @@ def estimate(run: Run, *, half_precision: bool) -> Estimate:
     targets = torch.zeros(run.particles, run.recipe.batch_size, dtype=torch.int64, device="meta")
     particles.zero_gradients()
     with FlopCounterMode(display=False) as counter, _saved_bytes(particles) as saved:
-        loss_and_gradients(particles, inputs, targets)
+        loss_and_gradients(particles, particles.prepare(inputs), targets)
     # Parameters, gradients and AdamW's two moments, float32 each.
     trained = 4 * counts.stored_bytes
     activations = max(saved) if saved else 0

@@ -83,7 +83,7 @@ def test_gradients_are_those_of_each_particle_alone_with_its_prior(kind: str) ->
     particles = make(kind, 3, initial_std=0.5) if kind == "full-rank" else make(kind, 3, initial_b_std=0.5)
     points = make_points(12, 3)
     particles.zero_gradients()
-    loss_and_gradients(particles, points.x, points.targets.expand(3, -1))
+    loss_and_gradients(particles, particles.prepare(points.x), points.targets.expand(3, -1))
     std, size = 0.7, 12
     particles.add_prior_gradient(1 / (std**2 * size))
     for i in range(3):
@@ -170,7 +170,7 @@ def test_full_rank_gradients_have_no_second_copy() -> None:
     particles = make("full-rank", 3)
     points = make_points(12, 3)
     particles.zero_gradients()
-    loss_and_gradients(particles, points.x, points.targets.expand(3, -1))
+    loss_and_gradients(particles, particles.prepare(points.x), points.targets.expand(3, -1))
     ranges = [(s.grad.data_ptr(), s.grad.data_ptr() + s.grad.numel() * 8) for s in particles.storage if s.grad is not None]
     for leaves in particles._leaves.values():
         for leaf in leaves.values():

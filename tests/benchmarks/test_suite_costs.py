@@ -41,9 +41,9 @@ def test_counts_and_operations_are_those_of_real_particles(method: str) -> None:
     assert found.counts.stored_bytes == 3 * 4 * particles.trainable_parameters_per_particle
     images, targets = torch.rand(16, 3, 96, 96), torch.zeros(3, 16, dtype=torch.int64)
     particles.zero_gradients()
-    loss_and_gradients(particles, images, targets)  # finds the fan-out
+    loss_and_gradients(particles, particles.prepare(images), targets)  # finds the fan-out
     with FlopCounterMode(display=False) as counter:
-        loss_and_gradients(particles, images, targets)
+        loss_and_gradients(particles, particles.prepare(images), targets)
     # The estimate repeats the whole input, real particles what comes behind the patches and the first attention; and the
     # operations of fused attention are counted by another rule than those of its parts.
     assert 0.98 * counter.get_total_flops() <= found.step_operations <= 1.1 * counter.get_total_flops()
