@@ -214,6 +214,50 @@ def claims(
 
 
 @app.command()
+def speed(
+    backbone: Annotated[str, typer.Argument(help="open_clip:ViT-B-32, ... Weights are random.")],
+    particles: Annotated[int, typer.Option(min=1, help="n.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="b.")] = 8,
+    rank: Annotated[int, typer.Option(min=1, help="r.")] = 4,
+    targets: Annotated[str | None, typer.Option(help="Patterns of adapted layers [default: the backbone's].")] = None,
+    image_size: Annotated[int, typer.Option(min=8, help="S.")] = 224,
+    chunk_size: Annotated[int | None, typer.Option(min=1, help="Particles computed at once [default: all].")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the same batches: features in front are computed once.")] = 1,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of an epoch.")] = 1,
+    predict: Annotated[bool, typer.Option("--predict", help="Time predictions instead of training steps.")] = False,
+    contenders: Annotated[str | None, typer.Option(help="Only these: bella,peft,copies,full_rank,one,limit.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds after the first, of which the median counts.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time a training step against PEFT's, deep copies', full-rank particles', and the limit."""
+    from benchmarks.environment import pick_device
+    from benchmarks.progress import track
+    from benchmarks.speed import CONTENDERS, Setting, measure, speed_lines
+
+    names = _words(contenders) or list(CONTENDERS)
+    for name in names:
+        if name not in CONTENDERS:
+            raise UserError(f"--contenders {name}: {suggest(name, CONTENDERS)}")
+    chosen = _words(targets)
+    setting = Setting(
+        backbone=backbone,
+        particles=particles,
+        batch_size=batch_size,
+        rank=rank,
+        targets=None if chosen is None else tuple(chosen),
+        image_size=image_size,
+        chunk_size=chunk_size,
+        epochs=epochs,
+        batches=batches,
+        predict=predict,
+        device=pick_device(device).type,
+    )
+    found = measure(setting, names, repeats, track)
+    print(json.dumps(found, indent=1) if as_json else "\n".join(speed_lines(found)))
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine has, and how to get what is missing."""
     from benchmarks.doctor import examine

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from bella.data import Examples
+from benchmarks.downloads import Archive
 from benchmarks.options import Options
 
 
@@ -31,6 +32,7 @@ class Data:
         templates: what a zero-shot head says of a class, with {} for its name; embeddings are averaged over them.
         further: other sets that tasks ask for by name (unseen classes, shifted copies).
         near: the further sets that are near out-of-distribution: of the same kind, other classes.
+        class_folders: what class folders of these data are called, where they have other names than the classes.
     """
 
     training: Split
@@ -42,6 +44,7 @@ class Data:
     templates: tuple[str, ...] = ("a photo of a {}.",)
     further: Mapping[str, Split] = field(default_factory=dict)
     near: tuple[str, ...] = ()
+    class_folders: tuple[str, ...] | None = None
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -51,12 +54,14 @@ class Problem(ABC, Generic[OptionsT]):
     """One problem.
 
     Class attributes: `options`, the model of its data options; `backbone`, the default theta_0; `settings`, defaults of
-    any other setting (epochs, learning_rate, ...) that suit it.
+    any other setting (epochs, learning_rate, ...) that suit it; `archives`, what `bella download` fetches and unpacks into
+    the folder that the option `data` names, where the data may be had so.
     """
 
     options: ClassVar[type[Options]]
     backbone: ClassVar[str | None] = None
     settings: ClassVar[Mapping[str, Any]] = {}
+    archives: ClassVar[Sequence[Archive]] = ()
 
     @abstractmethod
     def missing(self, options: OptionsT) -> str | None:
@@ -77,3 +82,7 @@ class Problem(ABC, Generic[OptionsT]):
         Raises:
             UserError: they are missing or damaged.
         """
+
+    def test_split(self, options: OptionsT) -> Split:
+        """The test split alone, for those who need nothing else."""
+        return self.load(options).test
