@@ -74,7 +74,8 @@ class LowRankLinear(LowRankLayer):
 class LowRankPointwiseConv2d(LowRankLayer):
     """A 1x1 convolution without groups or padding: a linear map of every pixel's channels.
 
-    W + B_i A_i is formed, one small matrix a particle, and a single batched product does the rest.
+    The frozen convolution sees one large batch, and two narrow products are added. Forming W + B_i A_i instead reads the
+    pixels once less, but the gradient of a formed matrix is a product as large as the layer's own (docs/performance.md).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,10 +83,8 @@ class LowRankPointwiseConv2d(LowRankLayer):
         self.calls += 1
         base = self.base
         assert isinstance(base, nn.Conv2d)
-        if base.stride != (1, 1):
-            x = x[:, :, :: base.stride[0], :: base.stride[1]]
-        output = apply_per_pixel(x, self.formed_weights().to(x.dtype))
-        return output if base.bias is None else output + base.bias.to(output.dtype).view(-1, 1, 1)
+        pixels = x if base.stride == (1, 1) else x[:, :, :: base.stride[0], :: base.stride[1]]
+        return base(x).add_(apply_per_pixel(pixels, self.A.to(x.dtype), self.B.to(x.dtype)))
 
 
 class LowRankConv2d(LowRankLayer):

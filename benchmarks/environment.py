@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bella.errors import UserError
+from benchmarks.onednn import on_amd_avx512
 
 PACKAGES = ("bella-bench", "torch", "torchvision", "timm", "open_clip_torch", "torchmetrics", "numpy", "safetensors")
 
@@ -64,6 +65,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": "bfloat16 autocast" if device.type == "cuda" else "float32",
+        "linear_layers": "oneDNN" if device.type == "cpu" and on_amd_avx512() else "torch's choice",
         "packages": package_versions(),
     }
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,6 +26,7 @@ from bella.lowrank import LowRankParticles
 from bella.particles import Inputs, Particles, map_inputs
 from benchmarks.backbones import Backbone, ImageClassifier, parse
 from benchmarks.environment import reuse_freed_memory
+from benchmarks.onednn import fast_linear
 from benchmarks.plan import Run
 from benchmarks.registries import METHODS, PROBLEMS
 
@@ -107,7 +109,8 @@ def measure(run: Run, device_name: str, steps: int = 3) -> Measured:
     with peak_memory(device) as peak:
         for _ in range(steps + 1):
             begun = time.perf_counter()
-            train_step(particles, rule if run.particles > 1 else Independent(), batch, indices, recipe, optimizer, device)
+            with fast_linear(device):
+                train_step(particles, rule if run.particles > 1 else Independent(), batch, indices, recipe, optimizer, device)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - begun)
@@ -124,7 +127,8 @@ def product_rate(device_name: str, half_precision: bool) -> float:
     seconds = []
     for _ in range(4):
         begun = time.perf_counter()
-        product = matrix @ matrix
+        with fast_linear(device):
+            product = F.linear(matrix, matrix)
         float(product[0, 0])  # waits for a GPU
         seconds.append(time.perf_counter() - begun)
     return 2 * size**3 / min(seconds)

@@ -15,6 +15,7 @@ from bella.errors import UserError
 from bella.fit import History, fit
 from bella.particles import derive_seed
 from benchmarks import environment
+from benchmarks.onednn import fast_linear
 from benchmarks.plan import Run, TaskPlan
 from benchmarks.posterior import PARTICLES, StoredPosterior
 from benchmarks.problem import Data
@@ -68,7 +69,8 @@ def run_suite(suite: Suite, runs: Sequence[Run], out: Path, *, device: torch.dev
     outcomes = []
     for number, (run, record) in enumerate(zip(runs, records, strict=True), start=1):
         progress.run_begins(run, number, len(runs))
-        outcome = run_one(run, record, out, device=device, load_data=load_data, progress=progress)
+        with fast_linear(device):
+            outcome = run_one(run, record, out, device=device, load_data=load_data, progress=progress)
         outcomes.append(outcome)
         progress.run_ends(run, outcome.trained, outcome.evaluated, read_record(out / run.folder / FILE))
     return outcomes
