@@ -258,6 +258,19 @@ def speed(
 
 
 @app.command()
+def download(
+    problem: Annotated[str, typer.Argument(help="A problem's name (`bella list problems`).")],
+    data: Annotated[
+        Path | None, typer.Option(help="Into this folder; left out: $BELLA_DATA/PROBLEM, or ~/.cache/bella/data/PROBLEM.")
+    ] = None,
+) -> None:
+    """Fetch a problem's data, verify and unpack them; nothing that is here is fetched again."""
+    from benchmarks.downloads import download as fetch_problem
+
+    print(fetch_problem(problem, data))
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine has, and how to get what is missing."""
     from benchmarks.doctor import examine

@@ -85,13 +85,14 @@ class DataSet(Problem[OptionsT]):
 
 
 class ArrayDataSet(DataSet[HeldOutOptions]):
-    """Pixels in a few files. Class attributes: `title`, for captions; `folder`, its own inside the data folder; `files`, there."""
+    """Pixels in a few files. Class attributes: `title`, for captions; `folder`, its own inside the data folder; `files`, there;
+    `customary`, its templates; `classes`, how many."""
 
     options = HeldOutOptions
     title: ClassVar[str]
     folder: ClassVar[str] = ""
     files: ClassVar[tuple[str, ...]]
-    prompts: ClassVar[tuple[str, ...]]
+    customary: ClassVar[tuple[str, ...]]
     classes: ClassVar[int]
 
     @abstractmethod
@@ -144,7 +145,7 @@ class ArrayDataSet(DataSet[HeldOutOptions]):
             image_size=options.image_size,
             description=f"{self.title}, {len(training)} training and {len(test)} test images, {pixels.shape[1]} px at "
             f"{options.image_size} px",
-            templates=options.templates or self.prompts,
+            templates=options.templates or self.customary,
         )
 
     def test_split(self, options: HeldOutOptions) -> ImageSplit:

@@ -106,7 +106,8 @@ def _stream(request: urllib.request.Request, archive: Archive, written: BinaryIO
                 progress(archive.file, done, total)
     except (OSError, http.client.HTTPException, ValueError) as error:  # urllib's own errors are OSErrors
         raise UserError(
-            f"{archive.url} cannot be fetched ({error}); try again, or fetch it elsewhere and put it beside the data as {archive.file}"
+            f"{archive.url} cannot be fetched ({error}); try again, or "
+            f"fetch it elsewhere and put it into the folder as {archive.file}"
         ) from error
     if total is not None and done != total:
         raise UserError(f"{archive.url}: the connection ended after {done} of {total} bytes; try again")

@@ -10,23 +10,26 @@ import torch
 
 from bella.errors import UserError, suggest
 from benchmarks.images import SUFFIXES, ImageSplit, load_split, stratified_choice
+from benchmarks.registries import PROBLEMS
 
 
 def image_set(name: str, image_size: int, limit: int) -> ImageSplit:
-    """A set by name, or the images below a folder ("folder:PATH"); targets are 0, there are no classes.
+    """A set by name, the images below a folder, or another problem's test split; targets mean nothing here.
 
     Args:
-        name: one of `SETS`, or "folder:PATH".
+        name: one of `SETS`, "folder:PATH", or "problem:NAME" (in its default data folder).
         image_size: S.
         limit: at most that many images, always the same ones.
 
     Raises:
-        UserError: an unknown name, a package or folder that is missing.
+        UserError: an unknown name; a package, a folder or data that are missing.
     """
     if name.startswith("folder:"):
         return _folder(Path(name.removeprefix("folder:")).expanduser(), image_size, limit)
+    if name.startswith("problem:"):
+        return _problem(name.removeprefix("problem:"), image_size, limit)
     if name not in SETS:
-        raise UserError(f"unknown image set {name!r}: {suggest(name, SETS)}, or folder:PATH")
+        raise UserError(f"unknown image set {name!r}: {suggest(name, SETS)}, or folder:PATH, or problem:NAME")
     return SETS[name](image_size, limit)
 
 
@@ -40,6 +43,21 @@ def _folder(folder: Path, image_size: int, limit: int) -> ImageSplit:
     if not files:
         raise UserError(f"folder:{folder}: no images there ({', '.join(sorted(SUFFIXES))})")
     return _files(files, folder.name, image_size, limit)
+
+
+def _problem(name: str, image_size: int, limit: int) -> ImageSplit:
+    problem = PROBLEMS.resolve(name)()
+    wanted = {"image_size": image_size, "test_limit": limit}
+    options = problem.options(**{key: value for key, value in wanted.items() if key in problem.options.model_fields})
+    if (missing := problem.missing(options)) is not None:
+        raise UserError(f"image set problem:{name}: {missing}")
+    split = problem.test_split(options)
+    if not isinstance(split, ImageSplit) or split.image_size != image_size:
+        raise UserError(f"image set problem:{name}: its examples are no images of {image_size} px; choose another problem")
+    members = torch.tensor(stratified_choice(split.targets.tolist(), limit))
+    if len(members) == len(split):
+        return split
+    return ImageSplit(split.pixels(members), split.targets[members], [split.ids[i] for i in members.tolist()], image_size)
 
 
 def easy_vqa_folder() -> Path:

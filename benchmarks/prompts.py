@@ -1,7 +1,7 @@
 """What a zero-shot head says of a class, a data set's customary templates; {} stands for its name.
 
-CIFAR, STL-10, SVHN: `data/prompts.md` of https://github.com/openai/CLIP (Radford et al. 2021, arXiv 2103.00020). ImageNet: the 80 of
-that project's notebook Prompt_Engineering_for_ImageNet, as open_clip has them. CAMELYON17, DomainNet: one sentence, as is usual.
+CIFAR, STL-10, SVHN: `data/prompts.md` of https://github.com/openai/CLIP (Radford et al. 2021, arXiv 2103.00020). ImageNet: the 80
+of that project's notebook Prompt_Engineering_for_ImageNet, as open_clip has them. CAMELYON17, DomainNet: one sentence, as is usual.
 """
 
 from __future__ import annotations

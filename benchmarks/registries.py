@@ -28,6 +28,13 @@ PROBLEMS = Registry(
         "random-images": ("benchmarks.problems.random_images:RandomImages", "random pixels and labels, for costs (embedded)"),
         "imagefolder": ("benchmarks.problems.imagefolder:ImageFolder", "any folder split/class/image (set data=FOLDER)"),
         "domainfolder": ("benchmarks.problems.domainfolder:DomainFolder", "any folder domain/class/image, one domain left out"),
+        "cifar10": ("benchmarks.problems.cifar:Cifar10", "CIFAR-10, 50,000 photos in 10 classes (bella download)"),
+        "cifar100": ("benchmarks.problems.cifar:Cifar100", "CIFAR-100, 50,000 photos in 100 classes (bella download)"),
+        "stl10": ("benchmarks.problems.stl10:Stl10", "STL-10, 5,000 photos in 10 classes, 96 px (bella download)"),
+        "svhn": ("benchmarks.problems.svhn:Svhn", "SVHN, 73,257 digits of house numbers (bella download)"),
+        "imagenet": ("benchmarks.problems.imagenet:ImageNet", "ImageNet, 1000 classes; further sets V2, R, A (set data=FOLDER)"),
+        "camelyon17": ("benchmarks.problems.camelyon17:Camelyon17", "CAMELYON17-WILDS, tumour in patches (bella download)"),
+        "domainnet": ("benchmarks.problems.domainnet:DomainNet", "DomainNet, 345 classes in six domains (bella download)"),
         "easy-vqa": ("benchmarks.problems.easy_vqa:EasyVqa", "questions about coloured shapes, 13 answers (embedded)"),
     },
 )
@@ -44,6 +51,7 @@ TASKS = Registry(
         "vqa": ("benchmarks.tasks.vqa:Vqa", "accuracy by type of question, calibration, selective answering, human agreement"),
         "corruption": ("benchmarks.tasks.corruption:Corruption", "accuracy, NLL, ECE over corruption types and severities"),
         "domain": ("benchmarks.tasks.domain:Domain", "accuracy on every domain, their mean and the worst"),
+        "wilds": ("benchmarks.tasks.wilds:Wilds", "wilds' own evaluation: accuracy, also of the worst group"),
         "adversarial": ("benchmarks.tasks.adversarial:Adversarial", "FGSM, PGD, AutoAttack on the averaged prediction"),
     },
 )

@@ -67,6 +67,6 @@ def read_pickle(file: Path) -> Any:
         with open(file, "rb") as opened:
             return _Reader(opened, encoding="latin1").load()
     except _Refused as error:
-        raise UserError(f"{file}: refused: it asks for {error}, which these data never do; delete it and fetch the data anew") from None
+        raise UserError(f"{file}: refused: it asks for {error}, which these data never do; fetch the data anew") from None
     except Exception as error:  # garbage makes an unpickler raise nearly anything
         raise UserError(f"{file}: damaged ({type(error).__name__}: {error}); delete it and fetch the data anew") from error

@@ -23,7 +23,7 @@ class Cifar10(ArrayDataSet):
     title = "CIFAR-10"
     folder = "cifar-10-batches-py"
     files = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
-    prompts = prompts.CIFAR
+    customary = prompts.CIFAR
     classes = 10
     archives = (
         Archive(
@@ -33,7 +33,7 @@ class Cifar10(ArrayDataSet):
             "md5:c58f30108f718f92721af3b95e74349a",
         ),
     )
-    labels, names = "labels", "label_names"
+    label_key, name_key = "labels", "label_names"
 
     def read(self, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Rows of 3,072 bytes: red, green and blue, each 32 rows of 32."""
@@ -43,7 +43,7 @@ class Cifar10(ArrayDataSet):
                 batch = read_pickle(folder / file)
                 try:
                     pixels.append(np.asarray(batch["data"]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-                    labels.append(np.asarray(batch[self.labels], dtype=np.int64))
+                    labels.append(np.asarray(batch[self.label_key], dtype=np.int64))
                 except (KeyError, TypeError, ValueError, IndexError) as error:
                     raise UserError(f"{folder / file}: not a batch of {self.title} ({error}); fetch the data anew") from error
         return np.concatenate(pixels), np.concatenate(labels)
@@ -52,7 +52,7 @@ class Cifar10(ArrayDataSet):
         """As the data have them, with blanks for underscores."""
         meta = read_pickle(folder / self.files[-1])
         try:
-            return [str(name).replace("_", " ") for name in meta[self.names]]
+            return [str(name).replace("_", " ") for name in meta[self.name_key]]
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / self.files[-1]}: no class names ({error}); fetch the data anew") from error
 
@@ -73,4 +73,4 @@ class Cifar100(Cifar10):
             "md5:eb9058c3a382ffc7106e4002c42a8d85",
         ),
     )
-    labels, names = "fine_labels", "fine_label_names"
+    label_key, name_key = "fine_labels", "fine_label_names"

@@ -1,6 +1,7 @@
 """DomainNet: 345 classes in six domains, learned on some of them; the official lists.
 
-https://ai.bu.edu/M3SDA/ (the cleaned version). REAL_train.txt and REAL_test.txt hold lines "real/aircraft_carrier/real_001_000001.jpg 0".
+https://ai.bu.edu/M3SDA/ (the cleaned version). real_train.txt and real_test.txt hold lines
+"real/aircraft_carrier/real_001_000001.jpg 0".
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from benchmarks.problem import Data
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 
-SIZES = {"clipart": "1.2 GB", "infograph": "4.0 GB", "painting": "3.4 GB", "quickdraw": "439 MB", "real": "5.6 GB", "sketch": "2.5 GB"}
+SIZES = {
+    "clipart": "1.2 GB",
+    "infograph": "4.0 GB",
+    "painting": "3.4 GB",
+    "quickdraw": "439 MB",
+    "real": "5.6 GB",
+    "sketch": "2.5 GB",
+}
 
 SITE = "http://csr.bu.edu/ftp/visda/2019/multi-source/"
 

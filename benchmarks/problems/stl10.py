@@ -24,7 +24,7 @@ class Stl10(ArrayDataSet):
     title = "STL-10"
     folder = "stl10_binary"
     files = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt")
-    prompts = prompts.STL10
+    customary = prompts.STL10
     classes = 10
     archives = (
         Archive(

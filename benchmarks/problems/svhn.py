@@ -21,7 +21,7 @@ class Svhn(ArrayDataSet):
     name = "svhn"
     title = "SVHN"
     files = ("train_32x32.mat", "test_32x32.mat")
-    prompts = prompts.SVHN
+    customary = prompts.SVHN
     classes = 10
     archives = (
         Archive(

@@ -49,7 +49,8 @@ class CorruptionOptions(Options):
     """types: of corruption; severities: 1 to 5; limit: test images, each class in proportion.
 
     arrays: a folder with the official arrays (CIFAR-10-C, CIFAR-100-C): TYPE.npy, five severities one after the other, and
-    labels.npy, whose labels must be the problem's class indices. Left out: the test split is corrupted here.
+    labels.npy, whose labels must be the problem's class indices; or with the official images (ImageNet-C):
+    TYPE/SEVERITY/CLASS/*.JPEG, class folders called as the problem's. Left out: the test split is corrupted here.
     """
 
     arrays: Path | None = None
@@ -93,7 +94,11 @@ class Corruption(Task):
                 data = posterior.data()
                 if options.arrays is None or kind is None:
                     return corrupted(data.test, kind, severity, options.limit)
-                return official(options.arrays.expanduser(), kind, severity, options.limit, data.image_size)
+                folder = options.arrays.expanduser()
+                if (folder / kind).is_dir():
+                    names = data.class_folders or tuple(data.class_names)
+                    return official_images(folder, kind, severity, options.limit, data.image_size, names)
+                return official(folder, kind, severity, options.limit, data.image_size)
 
             predictions = posterior.predictions(stored, load)
             averaged = predictive.log_predictive(predictions.logits.double(), posterior.average)
@@ -140,13 +145,12 @@ def corrupted(split: object, kind: str | None, severity: int, limit: int) -> Ima
     import torch
 
     from bella.particles import derive_seed
-    from benchmarks.images import ImageSplit, decode, stratified_choice
+    from benchmarks.images import ImageSplit, stratified_choice
 
     if not isinstance(split, ImageSplit):
         raise UserError("task corruption works on problems of images")
     indices = stratified_choice(split.targets.tolist(), limit)
-    images = split.images
-    pixels = images[indices] if isinstance(images, torch.Tensor) else decode([images[i] for i in indices], split.image_size)
+    pixels = split.pixels(torch.tensor(indices))
     ids = [split.ids[i] for i in indices]
     if kind is not None:
         try:
@@ -176,17 +180,16 @@ def official(folder: Path, kind: str, severity: int, limit: int, image_size: int
         UserError: the arrays are missing, or not of the official form.
     """
     import numpy as np
-    import torch
-    from PIL import Image
 
-    from benchmarks.images import ImageSplit, stratified_choice
+    from benchmarks.images import array_split, stratified_choice
 
     try:
         pixels = np.load(folder / f"{kind}.npy", mmap_mode="r", allow_pickle=False)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"task corruption: {folder}: not the official arrays ({error}); download CIFAR-10-C from zenodo.org"
+            f"task corruption: {folder}: not the official arrays ({error}), and no folder {kind}; download CIFAR-10-C "
+            "or ImageNet-C from zenodo.org"
         ) from error
     if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8 or len(pixels) % 5 or len(pixels) != len(labels):
         raise UserError(f"task corruption: {folder / kind}.npy: shape {pixels.shape}, {len(labels)} labels: not the official form")
@@ -194,8 +197,27 @@ def official(folder: Path, kind: str, severity: int, limit: int, image_size: int
     start = (severity - 1) * count
     own = labels[start : start + count]
     chosen = stratified_choice(own, limit)
-    resized = [
-        np.asarray(Image.fromarray(pixels[start + i]).resize((image_size, image_size), Image.Resampling.BICUBIC)) for i in chosen
-    ]
     ids = [f"{kind}/{severity}/{i:05d}" for i in chosen]
-    return ImageSplit(torch.from_numpy(np.stack(resized)), torch.from_numpy(own[chosen].astype(np.int64)), ids, image_size)
+    return array_split(pixels[[start + i for i in chosen]], own[chosen], ids, image_size)
+
+
+def official_images(folder: Path, kind: str, severity: int, limit: int, image_size: int, classes: tuple[str, ...]) -> ImageSplit:
+    """Images of one type and severity from the official class folders, resized; folders of classes not learned are left out.
+
+    Raises:
+        UserError: there are none.
+    """
+    from benchmarks.images import SUFFIXES, load_split, stratified_choice
+
+    place = folder / kind / str(severity)
+    found = [
+        (file, label)
+        for label, name in enumerate(classes)
+        for file in sorted((place / name).glob("*"))
+        if file.suffix.lower() in SUFFIXES
+    ]
+    if not found:
+        raise UserError(f"task corruption: {place}: no images in class folders called {classes[0]}, {classes[1]}, ...")
+    files = [found[i] for i in stratified_choice([label for _, label in found], limit)]
+    ids = [file.relative_to(folder).as_posix() for file, _ in files]
+    return load_split([file for file, _ in files], [label for _, label in files], ids, image_size)

@@ -26,7 +26,8 @@ SCORES = ("max_probability", "entropy", "expected_entropy", "mutual_information"
 class OutOfDistributionOptions(Options):
     """near: sets of the same kind as the problem's (left out: those the problem names); far: of another kind.
 
-    A set is one of the problem's own (unseen-digits), "easy-vqa-images", "noise", or "folder:PATH". limit: images a set.
+    A set is one of the problem's own (unseen-digits), "easy-vqa-images", "noise", "folder:PATH", or "problem:NAME", that problem's
+    test split. limit: images a set.
     """
 
     near: tuple[str, ...] | None = None
