@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from bella.errors import UserError, suggest
+from benchmarks.console import print_backbone_costs, print_claims, print_tables, show_plan
 from benchmarks.registries import ALL
 
 app = typer.Typer(
@@ -75,7 +76,7 @@ def run(
     from benchmarks.environment import pick_device
 
     if dry_run:
-        _show_plan(runs, folder, on_gpu=pick_device(device).type == "cuda")
+        show_plan(runs, folder, on_gpu=pick_device(device).type == "cuda")
         return
 
     from benchmarks import tables
@@ -92,7 +93,7 @@ def run(
         write_text(folder / f"tables.{ending}", form(made))
     write_figures(folder, folder / "figures")
     write_report(folder)
-    _print_tables(made)
+    print_tables(made)
     Console(stderr=True, highlight=False).print(
         f"Written: {folder}/tables.md, .tex, .csv, figures/*.svg, report.html", soft_wrap=True
     )
@@ -117,7 +118,7 @@ def show_tables(
         except OSError as error:
             raise UserError(f"--to {to}: cannot be written: {error}; choose another folder") from error
     elif names is None:
-        _print_tables(made)
+        print_tables(made)
     else:
         for name in names:
             print(tables.FORMS[name](made), end="")
@@ -171,7 +172,7 @@ def costs(
 ) -> None:
     """Count parameters and bytes of a backbone's particles, or what the runs of a suite cost."""
     if ":" in target:
-        _print_backbone_costs(target, particles, rank, targets, classes, as_json)
+        print_backbone_costs(target, particles, _numbers(rank, "--rank") or [4], _words(targets), classes, as_json)
         return
     from benchmarks.environment import pick_device
     from benchmarks.progress import track
@@ -201,16 +202,7 @@ def claims(
     if as_json:
         print(json.dumps({"claims": [dataclasses.asdict(finding) for finding in found]}, indent=1))
         return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        print("| # | Claim | Tested by | Figure | Verdict |\n|--:|---|---|---|---|")
-        for finding in found:
-            print(f"| {finding.number} | {finding.claim} | {finding.suite} | {finding.figure} | {finding.verdict} |")
-        return
-    table = RichTable("#", "claim", "tested by", "figure", "verdict")
-    for finding in found:
-        table.add_row(str(finding.number), finding.claim, finding.suite, finding.figure, finding.verdict)
-    console.print(table)
+    print_claims(found)
 
 
 @app.command()
@@ -228,6 +220,7 @@ def speed(
     contenders: Annotated[str | None, typer.Option(help="Only these: bella,peft,copies,full_rank,one,limit.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds after the first, of which the median counts.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write the JSON into this file as well.")] = None,
     as_json: Json = False,
 ) -> None:
     """Time a training step against PEFT's, deep copies', full-rank particles', and the limit."""
@@ -254,6 +247,8 @@ def speed(
         device=pick_device(device).type,
     )
     found = measure(setting, names, repeats, track)
+    if out is not None:
+        _write(out, json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1) if as_json else "\n".join(speed_lines(found)))
 
 
@@ -295,6 +290,15 @@ def main() -> None:
         sys.exit(2)
 
 
+def _write(file: Path, text: str) -> None:
+    from benchmarks.records import write_text
+
+    try:
+        write_text(file, text)
+    except OSError as error:
+        raise UserError(f"--out {file}: cannot be written: {error}; choose another file") from error
+
+
 def _words(text: str | None) -> list[str] | None:
     return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
 
@@ -305,90 +309,6 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
         return None if words is None else [int(word) for word in words]
     except ValueError as error:
         raise UserError(f"{option} {text}: whole numbers with commas between them") from error
-
-
-def _print_backbone_costs(
-    backbone: str, particles: int, rank: str, targets: str | None, classes: int | None, as_json: bool
-) -> None:
-    from benchmarks.costs import backbone_costs
-    from benchmarks.tables import BYTE_UNITS, format_units
-
-    ranks = _numbers(rank, "--rank") or [4]
-    found = backbone_costs(backbone, particles=particles, ranks=ranks, targets=_words(targets), classes=classes)
-    if as_json:
-        print(json.dumps(found, indent=1))
-        return
-    full = found["full_rank"]
-    head = f", head of {classes} classes trained" if classes else ""
-    console = Console(highlight=False)
-    print(
-        f"{backbone}: theta_0 {full['total_parameters']:,} parameters; targets {', '.join(found['targets'])}{head}; n = {particles}"
-    )
-    table = RichTable("", "trained / particle", "of theta_0", "trained, all", "stored", "theta_0")
-    rows = [(f"low-rank, r = {row['rank']}", row) for row in found["low_rank"]] + [("full-rank", full)]
-    for name, row in rows:
-        counts = [f"{row['trainable_parameters_per_particle']:,}", f"{row['ratio']:.2%}", f"{row['trainable_parameters']:,}"]
-        table.add_row(name, *counts, format_units(row["stored_bytes"], BYTE_UNITS), format_units(row["base_bytes"], BYTE_UNITS))
-    console.print(table)
-
-
-def _show_plan(runs: list[Any], folder: Path, on_gpu: bool) -> None:
-    """Every run, what it would do and need; then what is missing here, and how to get it."""
-    from benchmarks.estimate import estimate
-    from benchmarks.progress import track
-    from benchmarks.runner import missing_tasks, stored_record
-    from benchmarks.tables import BYTE_UNITS, format_units
-    from benchmarks.weights_cache import missing_weights
-
-    table = RichTable("run", "particles", "data", "theta_0", "memory", "to do")
-    for column in table.columns:
-        column.overflow = "fold"
-    memory: dict[Any, int] = {}
-    lacking: dict[str, None] = {}
-    for planned in track(runs):
-        record = None if planned.missing else stored_record(planned, folder)
-        to_do = ([] if record else ["train"]) + [task.name for task in missing_tasks(planned, record)]
-        name = f"{planned.problem} / {planned.label} / seed {planned.seed}"
-        same = (planned.problem, planned.label, planned.backbone, planned.data_options)
-        if same not in memory:
-            memory[same] = estimate(planned, half_precision=on_gpu).memory_bytes
-        weights = missing_weights(planned.backbone)
-        lacking |= dict.fromkeys(found for found in (planned.missing, weights) if found)
-        table.add_row(
-            name,
-            str(planned.particles),
-            "missing" if planned.missing else "here",
-            f"{planned.backbone} ({planned.weights.description}{', to be fetched' if weights else ''})",
-            format_units(memory[same], BYTE_UNITS),
-            ", ".join(to_do) or "nothing",
-        )
-    console = Console(highlight=False)
-    console.print(table)
-    print(
-        f"{len(runs)} runs; memory is estimated from shapes ({'bf16 products' if on_gpu else 'float32'}, `bella costs` says how)."
-    )
-    for line in lacking:
-        print(f"missing: {line}")
-
-
-def _print_tables(made: list[Any]) -> None:
-    """Tables for reading on a terminal; as Markdown where the output goes elsewhere."""
-    from benchmarks.tables import format_value, to_markdown
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        print(to_markdown(made), end="")
-        return
-    for table in made:
-        shown = RichTable(title=table.title, caption=table.caption, title_justify="left", caption_justify="left")
-        shown.add_column("Method", no_wrap=True)
-        for column in table.columns:
-            shown.add_column(column.title, justify="right")
-        best = [table.best(index) for index in range(len(table.columns))]
-        for row, (label, values) in enumerate(table.rows):
-            texts = [format_value(value, column) for value, column in zip(values, table.columns, strict=True)]
-            shown.add_row(label, *(f"[bold]{text}[/]" if row in best[i] else text for i, text in enumerate(texts)))
-        console.print(shown, "")
 
 
 if __name__ == "__main__":
