@@ -81,6 +81,7 @@ FULL_RANK = "baselines.full_rank:FullRankParticles"
 LOW_RANK = "bella.lowrank:LowRankParticles"
 INDEPENDENT = "bella.inference:Independent"
 STEIN = "bella.svgd:SVGD"
+RELEASED = "baselines.released_svgd:ReleasedSVGD"
 
 SINGLE = Method(FULL_RANK, INDEPENDENT, fixed={"particles": 1}, revision=2)
 ENSEMBLE = Method(FULL_RANK, INDEPENDENT, revision=2)
@@ -88,3 +89,4 @@ SVGD = Method(FULL_RANK, STEIN, revision=2)
 BELLA_SINGLE = Method(LOW_RANK, INDEPENDENT, fixed={"particles": 1}, revision=2)
 BELLA_ENSEMBLE = Method(LOW_RANK, INDEPENDENT, revision=2)
 BELLA_SVGD = Method(LOW_RANK, STEIN, revision=2)
+BELLA_SVGD_RELEASED = Method(LOW_RANK, RELEASED)

@@ -17,6 +17,10 @@ METHODS = Registry(
         "bella-single": ("benchmarks.methods:BELLA_SINGLE", "one low-rank particle"),
         "bella-ensemble": ("benchmarks.methods:BELLA_ENSEMBLE", "low-rank particles over one theta_0, independent"),
         "bella-svgd": ("benchmarks.methods:BELLA_SVGD", "low-rank particles over one theta_0, moved by SVGD"),
+        "bella-svgd-released": (
+            "benchmarks.methods:BELLA_SVGD_RELEASED",
+            "low-rank particles moved by the rule of the paper's released code, which is not SVGD",
+        ),
     },
 )
 
@@ -76,6 +80,10 @@ SUITES = Registry(
             "FGSM, PGD and AutoAttack on digits, at four epsilons; slow without a GPU",
         ),
         "smoke": ("benchmarks.suites:SMOKE", "all methods on a few digits with a tiny random network; seconds, for tests"),
+        "released": (
+            "benchmarks.suites:RELEASED",
+            "the released code's rule beside SVGD and the ensemble on digits, three seeds; minutes on two cores",
+        ),
         "paper-cifar": (
             "benchmarks.suites:PAPER_CIFAR",
             "CIFAR-10, CIFAR-100, STL-10 with CLIP ViT-B/32: corruption, OOD, attacks (downloads, GPU)",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 QUICK = Path(__file__).with_name("quick.yaml")
+RELEASED = Path(__file__).with_name("released.yaml")
 SMOKE = Path(__file__).with_name("smoke.yaml")
 ADVERSARIAL = Path(__file__).with_name("adversarial.yaml")
 PAPER_CIFAR = Path(__file__).with_name("paper-cifar.yaml")

@@ -25,7 +25,7 @@ def plan(overrides: dict[str, Any] | None = None, **changes: Any) -> list[Run]:
 
 def test_a_raised_revision_changes_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     before = plan()[0].hash
-    monkeypatch.setattr(methods, "BELLA_SVGD", dataclasses.replace(methods.BELLA_SVGD, revision=2))
+    monkeypatch.setattr(methods, "BELLA_SVGD", dataclasses.replace(methods.BELLA_SVGD, revision=methods.BELLA_SVGD.revision + 1))
     assert plan()[0].hash != before
 
 
