@@ -76,6 +76,11 @@ class FullRankParticles(Particles):
         """theta_0 for what theta_0 has; zero for heads."""
         return self._theta_0.get(name)
 
+    def _as_computed(self, name: str, weight: Tensor) -> Tensor:
+        """A weight in the precision that theta_0 is held in; a head as it is."""
+        theta_0 = self._theta_0.get(name)
+        return weight if theta_0 is None else weight.to(theta_0.dtype)
+
     def chunk_logits(self, prepared: Any, rows: slice) -> Tensor:
         """Logits (k, b, C) of a run of k particles, one after the other."""
         inputs, per_particle = prepared
@@ -83,7 +88,8 @@ class FullRankParticles(Particles):
         for index in range(rows.start, rows.stop):
             # Not an index, which would give each gradient a copy of its own; nor `view`, which forgets that a depthwise
             # kernel is channels-last, and on small images that costs half of the step.
-            weights = {name: leaf.squeeze(0) for name, leaf in self.leaves(slice(index, index + 1)).items()}
+            leaves = self.leaves(slice(index, index + 1))
+            weights = {name: self._as_computed(name, leaf.squeeze(0)) for name, leaf in leaves.items()}
             own = map_inputs(lambda t, i=index: t[i], inputs) if per_particle else inputs
             logits.append(functional_call(self.model, weights, (own,)))
         return torch.stack(logits)

@@ -35,9 +35,16 @@ class Costs:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(numbers, bytes) of a module's parameters, shared ones once."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+    """(numbers, bytes) of a module's parameters, shared ones once.
+
+    Weights in 4 bits stand two to a byte, uint8, and 64 of them share one float32 factor.
+    """
+    numbers = size = 0
+    for p in model.parameters():
+        packed = p.dtype == torch.uint8
+        numbers += 2 * p.numel() if packed else p.numel()
+        size += p.numel() * p.element_size() + (-(-p.numel() // 32) * 4 if packed else 0)
+    return numbers, size
 
 
 def count_costs(total_parameters: int, base_bytes: int, per_particle: int, num_particles: int) -> Costs:

@@ -99,7 +99,8 @@ class FanOut:
             found = self.folded(self.shared(probe, per_particle=False), slice(0, _PROBE_PARTICLES))
         except (RuntimeError, ValueError, IndexError, AssertionError):  # shapes that do not fit: not the place
             return False
-        exact = found.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(found.device.type)
+        precisions = {p.dtype for p in self.model.parameters()}
+        exact = precisions <= {torch.float32, torch.float64} and not torch.is_autocast_enabled(found.device.type)
         tolerance = (1e-4 if exact else 5e-2) * float(expected.abs().max())
         return found.shape == expected.shape and float((found - expected).abs().max()) <= tolerance
 
@@ -192,13 +193,20 @@ def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _random_factors(layer: LowRankLayer | ParticleHead, generator: torch.Generator) -> tuple[Tensor | None, ...]:
-    def draw(*shape: int) -> Tensor:
-        return (torch.randn(_PROBE_PARTICLES, *shape, generator=generator) * shape[-1] ** -0.5).to(weight)
-
     weight: Tensor = layer.base.weight
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32  # in 4 bits: two numbers a byte
+
+    def draw(*shape: int) -> Tensor:
+        drawn = torch.randn(_PROBE_PARTICLES, *shape, generator=generator) * shape[-1] ** -0.5
+        return drawn.to(weight.device, dtype)
+
     if isinstance(layer, ParticleHead):
         return draw(*weight.shape), None if layer.base.bias is None else draw(weight.shape[0])
-    return draw(1, weight[0].numel()), draw(weight.shape[0], 1) * 0.3
+    if isinstance(layer.base, nn.Linear):
+        out, fan_in = layer.base.out_features, layer.base.in_features
+    else:
+        out, fan_in = weight.shape[0], weight[0].numel()
+    return draw(1, fan_in), draw(out, 1) * 0.3
 
 
 def _bind(layers: Mapping[str, LowRankLayer | ParticleHead], factors: Mapping[str, tuple[Tensor | None, ...]], rows: slice) -> None:

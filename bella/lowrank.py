@@ -95,7 +95,9 @@ def _adaptable(model: nn.Module) -> dict[str, tuple[int, int]]:
             if module.in_proj_weight is not None and module.bias_k is None and not module.add_zero_attn:
                 shapes[f"{name}.in_proj"] = (int(module.in_proj_weight.shape[0]), int(module.in_proj_weight.shape[1]))
                 shapes[f"{name}.out_proj"] = (module.out_proj.out_features, module.out_proj.in_features)
-        elif isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith(attention):
+        elif isinstance(module, nn.Linear) and not name.startswith(attention):
+            shapes[name] = (module.out_features, module.in_features)  # a weight in 4 bits has another shape
+        elif isinstance(module, nn.Conv2d) and not name.startswith(attention):
             shapes[name] = (int(module.weight.shape[0]), int(module.weight[0].numel()))
     return shapes
 
@@ -259,6 +261,8 @@ class LowRankParticles(Particles):
             name = adapter.name
             is_attention = name.endswith(".in_proj") and f"{name}_weight" in parameters
             weight = parameters[f"{name}_weight" if is_attention else f"{name}.weight"]
+            if not weight.is_floating_point():
+                raise UserError(f"{name} is held in 4 bits, in which a low-rank change would be lost: merge with precision=bf16")
             change = particle[f"{name}.B"][0] @ particle[f"{name}.A"][0]
             weight.add_(change.view(weight.shape).to(weight.dtype))
         if self.head is not None:

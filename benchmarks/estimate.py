@@ -24,7 +24,7 @@ from bella.folding import FanOut
 from bella.inference import Independent
 from bella.lowrank import LowRankParticles
 from bella.particles import Inputs, Particles, map_inputs
-from benchmarks.backbones import Backbone, ImageClassifier, parse
+from benchmarks.backbones import Backbone, assemble, parse
 from benchmarks.environment import reuse_freed_memory
 from benchmarks.onednn import fast_linear
 from benchmarks.plan import Run
@@ -137,7 +137,7 @@ def product_rate(device_name: str, half_precision: bool) -> float:
 def example_inputs(backbone: Backbone, count: int, image_size: int, device: torch.device) -> Inputs:
     """Random inputs of the kind a backbone takes: pixels, or pixels and a question."""
     image = torch.rand(count, 3, image_size, image_size, device=device).contiguous(memory_format=torch.channels_last)
-    if backbone.mean:  # what normalises images itself takes questions too
+    if backbone.tokenize is None:
         return image
     tokens = torch.zeros(count, QUESTION_TOKENS, dtype=torch.int64, device=device)
     return {"image": image, "input_ids": tokens, "attention_mask": torch.ones_like(tokens, dtype=torch.bool)}
@@ -165,9 +165,7 @@ def _set_up(run: Run, device: torch.device) -> tuple[Particles, Inputs, tuple[in
     trained = run.head == "trained"
     classes = PROBLEMS.resolve(run.problem)().class_count(run.data_options) or DEFAULT_CLASSES
     head: nn.Module = nn.Linear(backbone.features, classes, device=device) if trained else nn.Identity()
-    model = ImageClassifier(backbone, head).to(device)
-    if device.type != "meta":
-        model = model.to(memory_format=torch.channels_last)
+    model = assemble(backbone, head, reference.precision).to(device)
     options: dict[str, Any] = {"head": "head" if trained else None, "seeds": run.seed, "chunk_size": run.chunk_size}
     inputs = example_inputs(backbone, run.recipe.batch_size, _image_size(run), device)
     del backbone  # and with it what the model does without, such as a text tower

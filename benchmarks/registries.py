@@ -39,6 +39,7 @@ PROBLEMS = Registry(
         "imagenet": ("benchmarks.problems.imagenet:ImageNet", "ImageNet, 1000 classes; further sets V2, R, A (set data=FOLDER)"),
         "camelyon17": ("benchmarks.problems.camelyon17:Camelyon17", "CAMELYON17-WILDS, tumour in patches (bella download)"),
         "domainnet": ("benchmarks.problems.domainnet:DomainNet", "DomainNet, 345 classes in six domains (bella download)"),
+        "vqav2": ("benchmarks.problems.vqav2:VqaV2", "VQAv2, questions about COCO photos, ten human answers each (bella download)"),
         "easy-vqa": ("benchmarks.problems.easy_vqa:EasyVqa", "questions about coloured shapes, 13 answers (embedded)"),
     },
 )
@@ -64,9 +65,10 @@ BACKBONES = Registry(
     "backbone",
     "bella.backbones",
     {
-        "packaged": ("benchmarks.backbones:Packaged", "packaged:efficientnet_lite0, ImageNet weights from the package index"),
-        "timm": ("benchmarks.backbones:Timm", "timm:MODEL[.TAG], any timm model"),
-        "open_clip": ("benchmarks.backbones:OpenClip", "open_clip:MODEL/TAG, the image tower of any open_clip model"),
+        "packaged": ("benchmarks.image_backbones:Packaged", "packaged:efficientnet_lite0, ImageNet weights from the package index"),
+        "timm": ("benchmarks.image_backbones:Timm", "timm:MODEL[.TAG], any timm model"),
+        "open_clip": ("benchmarks.image_backbones:OpenClip", "open_clip:MODEL/TAG, the image tower of any open_clip model"),
+        "transformers": ("benchmarks.llava:Transformers", "transformers:llava-hf/llava-1.5-7b-hf, or a folder with a LLaVA"),
     },
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -143,3 +144,77 @@ def write_cifar10_c(folder: Path, kinds: Sequence[str] = ("fog", "contrast"), co
         pixels, _ = labelled(5 * count, 10, 32, 60 + seed)
         np.save(folder / f"{kind}.npy", pixels)
     np.save(folder / "labels.npy", np.tile(labels, 5))
+
+
+# ---- questions about images -----------------------------------------------------------------------------------------
+
+_COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+
+
+def write_vqav2(root: Path, train: int = 12, test: int = 6) -> None:
+    """Questions and annotations as JSON, ten people's answers each, and COCO's image names: is the picture red? which colour?"""
+    random = np.random.default_rng(40)
+    for split, count in (("train2014", train), ("val2014", test)):
+        (root / split).mkdir(parents=True)
+        questions, annotations = [], []
+        for image in range(1, count + 1):
+            colour = list(_COLOURS)[image % 3]
+            pixels = np.clip(random.normal(_COLOURS[colour], 20, (40, 50, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / split / f"COCO_{split}_{image:012d}.jpg")
+            asked = (
+                ("Is the picture red?", "yes" if colour == "red" else "no", "yes/no"),
+                ("What colour is the picture?", colour, "other"),
+                ("How many pictures?", "1", "number"),
+            )
+            for place, (text, answer, kind) in enumerate(asked):
+                number = image * 1000 + place
+                questions.append({"image_id": image, "question": text, "question_id": number})
+                people = [answer] * 7 + ["The Red.", "a  blue", "one"] if image % 2 else [answer] * 10
+                annotations.append(
+                    {
+                        "question_type": text.split()[0].lower(),
+                        "multiple_choice_answer": answer,
+                        "answers": [
+                            {"answer": said, "answer_confidence": "yes", "answer_id": i} for i, said in enumerate(people, 1)
+                        ],
+                        "image_id": image,
+                        "answer_type": kind,
+                        "question_id": number,
+                    }
+                )
+        about = {"info": {"version": "2.0"}, "data_type": "mscoco", "data_subtype": split, "license": {}}
+        (root / f"v2_OpenEnded_mscoco_{split}_questions.json").write_text(
+            json.dumps({**about, "task_type": "Open-Ended", "questions": questions})
+        )
+        (root / f"v2_mscoco_{split}_annotations.json").write_text(json.dumps({**about, "annotations": annotations}))
+
+
+def write_llava(folder: Path) -> Path:
+    """A LLaVA of two layers with random weights, and a tokenizer of words, as transformers stores them."""
+    import torch
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+    from benchmarks.llava import AFTER_IMAGE, BEFORE_IMAGE
+
+    text = " ".join((BEFORE_IMAGE, AFTER_IMAGE, "Is the picture red? What colour How many pictures? Yes No Red Green Blue Light blue green 1"))
+    split = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="isolated")
+    words = dict.fromkeys(piece for piece, _ in split.pre_tokenize_str(text) if piece.strip())
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), split])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+    fast.save_pretrained(folder)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14, projection_dim=8
+    )
+    language = LlamaConfig(
+        vocab_size=len(vocabulary) + 5, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    config = LlavaConfig(vision_config=vision, text_config=language, image_token_id=len(vocabulary) + 1)
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    return folder

@@ -6,19 +6,18 @@ https://github.com/vzhou842/easy-VQA. Validation questions are held out by image
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from bella.errors import UserError
 from benchmarks.image_sets import easy_vqa_folder
 from benchmarks.images import decode, fingerprint
 from benchmarks.options import Options
 from benchmarks.problem import Data, Problem
+from benchmarks.questions import Questions
 
 SHAPES, SWITCHES = ("circle", "rectangle", "triangle"), ("yes", "no")
 
@@ -34,42 +33,6 @@ class EasyVqaOptions(Options):
     test_limit: int | None = Field(default=None, ge=1)
 
 
-@dataclass
-class Questions:
-    """One split: images are held once, however many questions ask about them.
-
-    Attributes:
-        images: (M, S, S, 3) uint8.
-        image_of: (N,), which image a question asks about.
-        input_ids: (N, L) int64.
-        attention_mask: (N, L) bool.
-        targets: (N,) int64.
-        ids: N names.
-        groups: N types of question: "shape", "colour" or "yes-no".
-    """
-
-    images: Tensor
-    image_of: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor
-    targets: Tensor
-    ids: list[str]
-    groups: list[str]
-
-    def __len__(self) -> int:
-        """N."""
-        return len(self.ids)
-
-    def inputs(self, indices: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """image (b, 3, S, S) in [0, 1], input_ids and attention_mask (b, L)."""
-        pixels = self.images[self.image_of[indices]].to(device, non_blocking=True)
-        return {
-            "image": pixels.permute(0, 3, 1, 2).float().div_(255),
-            "input_ids": self.input_ids[indices].to(device, non_blocking=True),
-            "attention_mask": self.attention_mask[indices].to(device, non_blocking=True),
-        }
-
-
 class EasyVqa(Problem[EasyVqaOptions]):
     """The package's own test split; a fifth of the training images is held out for validation."""
 
@@ -78,12 +41,9 @@ class EasyVqa(Problem[EasyVqaOptions]):
     settings: ClassVar[dict[str, Any]] = {"epochs": 4, "batch_size": 32}
 
     def missing(self, options: EasyVqaOptions) -> str | None:
-        """The questions and the tokenizer come with packages."""
-        from benchmarks.question_backbones import minilm_folder
-
+        """The questions come with a package."""
         try:
             easy_vqa_folder()
-            minilm_folder()
         except UserError as error:
             return f"problem easy-vqa: {error}"
         return None
@@ -94,7 +54,7 @@ class EasyVqa(Problem[EasyVqaOptions]):
         return fingerprint([f"{split} {(folder / split / 'questions.json').stat().st_size}" for split in ("train", "test")])
 
     def load(self, options: EasyVqaOptions) -> Data:
-        """Read questions and images, and tokenize."""
+        """Read questions and images."""
         if (problem := self.missing(options)) is not None:
             raise UserError(problem)
         answers = (easy_vqa_folder() / "answers.txt").read_text().split()
@@ -105,12 +65,11 @@ class EasyVqa(Problem[EasyVqaOptions]):
         # As many validation questions as go with the training questions in use.
         validation = _limited([q for q in everything if q[2] in held_out], max(1, len(training) // 4))
         test = _limited(self._read("test"), options.test_limit)
-        length = max(len(q[0].split()) for q in (*everything, *test)) + 4
         used = len({q[2] for q in training})
         return Data(
-            training=self._split("train", training, answers, options, length),
-            validation=self._split("train", validation, answers, options, length),
-            test=self._split("test", test, answers, options, length),
+            training=self._split("train", training, answers, options),
+            validation=self._split("train", validation, answers, options),
+            test=self._split("test", test, answers, options),
             class_names=answers,
             image_size=options.image_size,
             description=f"easy-VQA (package easy-vqa), {len(training)} training questions on {used} images and {len(test)} test "
@@ -121,27 +80,18 @@ class EasyVqa(Problem[EasyVqaOptions]):
         path = easy_vqa_folder() / split / "questions.json"
         return [(str(text), str(answer), int(image)) for text, answer, image in json.loads(path.read_text())]
 
-    def _split(self, split: str, questions: list[Question], answers: list[str], options: EasyVqaOptions, length: int) -> Questions:
-        from tokenizers import Tokenizer
-
-        from benchmarks.question_backbones import minilm_folder
-
-        tokenizer = Tokenizer.from_file(str(minilm_folder() / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(length)
-        tokenizer.enable_padding(length=length)
-        encoded = tokenizer.encode_batch([text for text, _, _ in questions])
+    def _split(self, split: str, questions: list[Question], answers: list[str], options: EasyVqaOptions) -> Questions:
         images = sorted({image for _, _, image in questions})
         place = {image: i for i, image in enumerate(images)}
         files = [easy_vqa_folder() / split / "images" / f"{image}.png" for image in images]
         return Questions(
             images=decode(files, options.image_size),
             image_of=torch.tensor([place[image] for _, _, image in questions]),
-            input_ids=torch.tensor([e.ids for e in encoded]),
-            attention_mask=torch.tensor([e.attention_mask for e in encoded], dtype=torch.bool),
+            texts=[text for text, _, _ in questions],
             targets=torch.tensor([answers.index(answer) for _, answer, _ in questions]),
             ids=[f"{split}/{image}/{number}" for number, (_, _, image) in enumerate(questions)],
             groups=[question_type(answer) for _, answer, _ in questions],
+            image_size=options.image_size,
         )
 
 

@@ -22,6 +22,8 @@ class Vqa(Task):
             Column("type/shape/accuracy", "shape", "higher", 100, 1),
             Column("type/colour/accuracy", "colour", "higher", 100, 1),
             Column("type/yes-no/accuracy", "yes-no", "higher", 100, 1),
+            Column("type/number/accuracy", "number", "higher", 100, 1),
+            Column("type/other/accuracy", "other", "higher", 100, 1),
             Column("human/soft_accuracy", "VQA acc. (%)", "higher", 100, 1),
             Column("nll", "NLL", "lower"),
             Column("ece", "ECE (%)", "lower", 100, 1),
@@ -88,7 +90,7 @@ def soft_accuracy(answers: Tensor, humans: Tensor) -> Tensor:
 
     Args:
         answers: (N,), class indices.
-        humans: (N, H), class indices of H people's answers, -1 for one that is no class.
+        humans: (N, H), class indices of H people's answers, below 0 for one that is no class.
     """
     agree = (humans == answers[:, None]).double()
     others = agree.sum(1, keepdim=True) - agree

@@ -10,13 +10,16 @@ from scipy.stats import entropy, spearmanr
 from torch import Tensor
 
 from baselines.full_rank import FullRankParticles
+from bella.errors import UserError
 from bella.lowrank import LowRankParticles
 from bella.particles import Particles
 from benchmarks import metrics
 from benchmarks.backbones import build_classifier, parse
 from benchmarks.problem import Data
-from benchmarks.problems.easy_vqa import EasyVqa, EasyVqaOptions, Questions
-from benchmarks.question_backbones import build_minilm, minilm_folder
+from benchmarks.problems.digits import Digits, DigitsOptions
+from benchmarks.problems.easy_vqa import EasyVqa, EasyVqaOptions
+from benchmarks.question_backbones import build_minilm, minilm_folder, minilm_tokens
+from benchmarks.questions import Questions, tokenize_questions
 from benchmarks.tasks.vqa import human_entropy, soft_accuracy
 
 NAME = EasyVqa.backbone
@@ -24,7 +27,9 @@ NAME = EasyVqa.backbone
 
 @pytest.fixture(scope="module")
 def data() -> Data:
-    return EasyVqa().load(EasyVqaOptions(image_size=32, train_limit=60, test_limit=30))
+    loaded = EasyVqa().load(EasyVqaOptions(image_size=32, train_limit=60, test_limit=30))
+    tokenize_questions(loaded, minilm_tokens, NAME)
+    return loaded
 
 
 def split_of(examples: object) -> Questions:
@@ -95,6 +100,14 @@ def test_particles_over_two_encoders_equal_their_merged_models(data: Data, kind:
         for i in range(2):
             assert particles.merge(i).eval()(inputs).sub(logits[i]).abs().max() < 1e-4 * logits.abs().max()
         assert logits[0].sub(logits[1]).abs().max() > 1e-3
+
+
+def test_questions_need_a_backbone_that_takes_them(data: Data) -> None:
+    with pytest.raises(UserError, match="takes no questions, and these data have some"):
+        tokenize_questions(data, None, "timm:resnet18")
+    digits = Digits().load(DigitsOptions(image_size=16, train_limit=40))
+    with pytest.raises(UserError, match="takes questions about images, and these data have images alone"):
+        tokenize_questions(digits, minilm_tokens, NAME)
 
 
 def test_both_weights_are_named() -> None:
