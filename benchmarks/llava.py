@@ -167,9 +167,9 @@ class AnswerScorer(nn.Module):
         )
         states = self._run(torch.cat(parts, 1), sees, positions)
         logits = self.llava.lm_head(states[:, length - 1 :]).float()
-        log_probabilities = logits[:, tree.edge_from.to(device), tree.edge_token.to(device)] - logits.logsumexp(-1)[
-            :, tree.edge_from.to(device)
-        ]
+        log_probabilities = (
+            logits[:, tree.edge_from.to(device), tree.edge_token.to(device)] - logits.logsumexp(-1)[:, tree.edge_from.to(device)]
+        )
         return log_probabilities @ tree.edges_of.to(device).T
 
     def _run(self, embedded: Tensor, sees: Tensor, positions: Tensor) -> Tensor:
@@ -198,9 +198,11 @@ class Transformers(Scheme):
 
     def build(self, reference: Reference, *, image_size: int | None, load: bool, device: str) -> Backbone:
         """The model without candidates; its zero-shot head gives it those."""
-        from transformers import LlavaForConditionalGeneration
-        from transformers.utils import logging
-
+        try:
+            from transformers import LlavaForConditionalGeneration
+            from transformers.utils import logging
+        except ImportError as error:
+            raise UserError(f"{reference.name} needs transformers: pip install 'bella-bench[llava]'") from error
         logging.disable_progress_bar()  # the harness has its own
         config = _config(reference)
         own_size = config.vision_config.image_size
@@ -235,9 +237,7 @@ class Transformers(Scheme):
             scorer.set_answers(AnswerTree.of([words.answer(templates[0].format(answer)) for answer in answers], words.end))
             return nn.Identity()
 
-        return Backbone(
-            scorer, int(config.text_config.hidden_size), (), (), TARGETS, zero_shot=zero_shot, tokenize=words.questions
-        )
+        return Backbone(scorer, int(config.text_config.hidden_size), (), (), TARGETS, zero_shot=zero_shot, tokenize=words.questions)
 
 
 class _Words:

@@ -197,7 +197,9 @@ def write_llava(folder: Path) -> Path:
 
     from benchmarks.llava import AFTER_IMAGE, BEFORE_IMAGE
 
-    text = " ".join((BEFORE_IMAGE, AFTER_IMAGE, "Is the picture red? What colour How many pictures? Yes No Red Green Blue Light blue green 1"))
+    text = " ".join(
+        (BEFORE_IMAGE, AFTER_IMAGE, "Is the picture red? What colour How many pictures? Yes No Red Green Blue Light blue green 1")
+    )
     split = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="isolated")
     words = dict.fromkeys(piece for piece, _ in split.pre_tokenize_str(text) if piece.strip())
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
@@ -208,7 +210,13 @@ def write_llava(folder: Path) -> Path:
     )
     fast.save_pretrained(folder)
     vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14, projection_dim=8
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        projection_dim=8,
     )
     language = LlamaConfig(
         vocab_size=len(vocabulary) + 5, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,

@@ -29,6 +29,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "imagenet": miniatures.write_imagenet,
     "domainnet": miniatures.write_domainnet,
     "camelyon17": miniatures.write_camelyon17,
+    "vqav2": miniatures.write_vqav2,
 }
 
 
@@ -181,6 +182,20 @@ def test_fingerprints_tell_data_apart_and_not_folders(problem: str, home: Path, 
     changed = {"imagenet": "train/n01440764/n01440764_0.JPEG", "domainnet": "real_train.txt"}
     changed |= {"camelyon17": "camelyon17_v1.0/metadata.csv", "svhn": "test_32x32.mat", "stl10": "stl10_binary/test_y.bin"}
     changed |= {"cifar10": "cifar-10-batches-py/data_batch_3", "cifar100": "cifar-100-python/test"}
+    changed |= {"vqav2": "v2_mscoco_val2014_annotations.json"}
     with open(tmp_path / "again" / changed[problem], "ab") as file:
         file.write(b" ")
     assert made.fingerprint(made.options(data=tmp_path / "again")) != first
+
+
+@pytest.mark.parametrize("answers", ["yes-no", "frequent"])
+def test_vqav2_with_a_llava_the_whole_way(answers: str, home: Path, tmp_path: Path) -> None:
+    folder = miniatures.write_llava(tmp_path / "llava")
+    settings = {"backbone": f"transformers:{folder}?precision=bf16", "image_size": 28, "batch_size": 4}
+    record = learn("vqav2", {"vqa": {}}, tmp_path / "out", answers=answers, answer_count=4, **settings)
+    found = record.tasks["vqa"]
+    assert found["human/soft_accuracy"] is not None
+    kinds = {"yes-no"} if answers == "yes-no" else {"yes-no", "number", "other"}
+    assert {name.split("/")[1] for name in found if name.startswith("type/")} <= kinds
+    assert "2 candidate answers, which 33%" in record.run.data or answers == "frequent"
+    assert record.run.weights.endswith("in bf16")

@@ -181,6 +181,25 @@ def test_theta_0_in_fewer_bits_trains_float32_factors(folder: Path, precision: s
         assert whole(inputs)[0].sub(full(inputs)).abs().max() < 0.1
 
 
+def test_gradients_pass_through_four_bits() -> None:
+    """As through a layer that holds the dequantized weight."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from benchmarks.precision import set_precision
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh(), torch.nn.Linear(32, 3))
+    set_precision(model, "4bit")
+    model.eval()
+    layer: Any = model[0]
+    assert isinstance(layer, bitsandbytes.nn.Linear4bit)
+    assert type(model[2]) is torch.nn.Linear
+    weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    x = torch.randn(8, 64, dtype=torch.bfloat16, requires_grad=True)
+    (found,) = torch.autograd.grad(layer(x).float().square().sum(), x)
+    (expected,) = torch.autograd.grad(torch.nn.functional.linear(x, weight, layer.bias).float().square().sum(), x)
+    assert found.sub(expected).abs().max() <= 0.05 * expected.abs().max()
+
+
 def test_a_head_may_be_trained_instead(folder: Path) -> None:
     model = built(folder, head="trained").eval()
     particles = LowRankParticles(model, 2, targets=["up_proj"], head="head")
