@@ -11,6 +11,7 @@ NAME?precision=bf16                                theta_0 held in bf16, or in 4
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 from abc import ABC, abstractmethod
@@ -77,6 +78,8 @@ class Backbone:
         targets: what low-rank particles adapt unless told otherwise.
         zero_shot: class names and templates to a frozen head; None: this backbone knows no text.
         tokenize: questions to token ids (N, L) int64 and their mask (N, L) bool; None: it takes no questions.
+        plain: path of the library's own model inside `model`; empty: it is that.
+        classifier: what the library calls a linear head of that model; None: it has none.
     """
 
     model: nn.Module
@@ -86,6 +89,16 @@ class Backbone:
     targets: tuple[str, ...]
     zero_shot: Callable[[Sequence[str], Sequence[str]], nn.Module] | None = None
     tokenize: Tokenize | None = None
+    plain: str = ""
+    classifier: str | None = None
+
+    def plain_model(self, classes: int | None = None) -> nn.Module:
+        """The library's own model; with a linear head for so many classes where the library has a name for it."""
+        model = self.model.get_submodule(self.plain) if self.plain else self.model
+        if classes is not None and self.classifier is not None:
+            model = copy.deepcopy(model)
+            model.set_submodule(self.classifier, nn.Linear(self.features, classes, device="meta"))
+        return model
 
 
 class Scheme(ABC):

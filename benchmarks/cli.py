@@ -253,6 +253,21 @@ def speed(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder: out/SUITE/runs/PROBLEM/METHOD/SEED.", metavar="RUN")],
+    out: Annotated[Path, typer.Option(help="Gets a folder a particle.")],
+    to: Annotated[str, typer.Option(help="The format: peft.")] = "peft",
+) -> None:
+    """Write a run's particles as PEFT adapters, which PeftModel.from_pretrained loads."""
+    from benchmarks.export import export_to_peft
+
+    if to != "peft":
+        raise UserError(f"--to {to}: {suggest(to, ['peft'])}")
+    for folder in export_to_peft(run, out):
+        print(folder)
+
+
+@app.command()
 def download(
     problem: Annotated[str, typer.Argument(help="A problem's name (`bella list problems`).")],
     data: Annotated[

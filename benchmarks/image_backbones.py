@@ -51,7 +51,9 @@ class Timm(Scheme):
             load_checkpoint(model, reference.checkpoint, drop=_head_names(model))
         data = timm.data.config.resolve_data_config(model=model)
         features = getattr(model, "head_hidden_size", None) or model.num_features
-        return Backbone(model, int(features), data["mean"], data["std"], default_targets(model))
+        heads = _heads(model)
+        classifier = heads[0] if len(heads) == 1 else None
+        return Backbone(model, int(features), data["mean"], data["std"], default_targets(model), classifier=classifier)
 
 
 class Packaged(Scheme):
@@ -91,7 +93,7 @@ class Packaged(Scheme):
                 )
             model.load_state_dict(dict(zip(own, packaged.values(), strict=True)))
         model.reset_classifier(0)
-        return Backbone(model, model.num_features, (0.5,) * 3, (0.5,) * 3, default_targets(model))
+        return Backbone(model, model.num_features, (0.5,) * 3, (0.5,) * 3, default_targets(model), classifier="classifier")
 
     def _file(self, reference: Reference) -> Path:
         if reference.model not in self.models:
@@ -195,10 +197,13 @@ def _timm_config(reference: Reference) -> Any:
         raise UserError(f"{reference.name}: unknown weights {tag!r}: {suggest(tag, known)}") from error
 
 
-def _head_names(model: Any) -> tuple[str, ...]:
+def _heads(model: Any) -> tuple[str, ...]:
     heads = model.default_cfg.get("classifier", "classifier")
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    return tuple(f"{head}.{part}" for head in heads for part in ("weight", "bias"))
+    return (heads,) if isinstance(heads, str) else tuple(heads)
+
+
+def _head_names(model: Any) -> tuple[str, ...]:
+    return tuple(f"{head}.{part}" for head in _heads(model) for part in ("weight", "bias"))
 
 
 def _from_hub(reference: Reference, build: Any) -> Any:

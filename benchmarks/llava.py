@@ -27,7 +27,7 @@ AFTER_IMAGE = "\n{}\nAnswer the question using a single word or phrase. ASSISTAN
 TARGETS = ("gate_proj", "up_proj", "down_proj")
 """What low-rank particles adapt: the MLPs of the language model."""
 
-KNOWN = {
+KNOWN: dict[str, dict[str, Any]] = {
     "llava-hf/llava-1.5-7b-hf": {"vocab_size": 32064},
     "llava-hf/llava-1.5-13b-hf": {
         "vocab_size": 32064,

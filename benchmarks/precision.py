@@ -35,7 +35,9 @@ def _in_four_bits(layer: nn.Linear, on_meta: bool) -> nn.Module:
     except ImportError as error:
         raise UserError("precision=4bit needs bitsandbytes: pip install 'bella-bench[quantized]'") from error
 
-    class Differentiable(bitsandbytes.nn.Linear4bit):
+    library: Any = bitsandbytes.nn
+
+    class Differentiable(library.Linear4bit):
         """In evaluation mode bitsandbytes packs the weight for a product that, on a CPU, has no gradient."""
 
         def train(self, mode: bool = True) -> Any:
@@ -53,7 +55,7 @@ def _in_four_bits(layer: nn.Linear, on_meta: bool) -> nn.Module:
         packed = torch.empty((layer.weight.numel() + 1) // 2, 1, dtype=torch.uint8, device="meta")
         made.weight = nn.Parameter(packed, requires_grad=False)
     else:
-        weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, compress_statistics=False, quant_type="nf4")
+        weight = library.Params4bit(layer.weight.data, requires_grad=False, compress_statistics=False, quant_type="nf4")
         made.weight = weight.to(layer.weight.device)
     made.bias = layer.bias
     return made

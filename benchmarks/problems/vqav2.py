@@ -143,8 +143,8 @@ class VqaV2(DataSet[VqaV2Options]):
             test=split(SPLITS[1], tested),
             class_names=answers,
             image_size=options.image_size,
-            description=f"VQAv2, {len(training)} training and {len(tested)} test questions (val2014), {len(answers)} candidate answers, "
-            f"which {share:.0%} of the test questions have; {options.image_size} px",
+            description=f"VQAv2, {len(training)} training and {len(tested)} test questions (val2014), {len(answers)} "
+            f"candidate answers, which {share:.0%} of the test questions have; {options.image_size} px",
             templates=options.templates or ("{}",),
         )
 

@@ -100,7 +100,7 @@ def test_a_tree_holds_every_answer_once(answers: list[tuple[int, ...]]) -> None:
         assert len(path) == len(answer) + 1
         for token in (*answer, 2):
             (edge,) = (e for e in path if int(tree.edge_from[e]) == at and int(tree.edge_token[e]) == token)
-            at = next((m + 1 for m in range(len(tree.tokens)) if _prefix(tree, m) == _prefix(tree, at - 1) + (token,)), -1)
+            at = next((m + 1 for m in range(len(tree.tokens)) if _prefix(tree, m) == (*_prefix(tree, at - 1), token)), -1)
             assert edge in path
 
 

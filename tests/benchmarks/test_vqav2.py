@@ -92,7 +92,7 @@ def test_no_image_is_in_two_splits_and_files_are_cocos(tmp_path: Path) -> None:
     assert number["training"].isdisjoint(number["validation"])
     assert len(data.training) == 20
     (tmp_path / "val2014" / "COCO_val2014_000000000001.jpg").unlink()
-    with pytest.raises(UserError, match="COCO_val2014_000000000001.jpg: not a readable image"):
+    with pytest.raises(UserError, match=r"COCO_val2014_000000000001\.jpg: not a readable image"):
         VqaV2().load(VqaV2Options(data=tmp_path, image_size=16))
 
 

@@ -1,0 +1,70 @@
+"""`bella export`: the particles of a finished run, for other programs; and such adapters as particles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bella.checkpoint import load_tensors
+from bella.errors import UserError
+from bella.lowrank import LowRankParticles
+from bella.peft_adapters import load_peft_adapters, write_peft_adapter
+from benchmarks.backbones import Backbone, architecture
+from benchmarks.posterior import PARTICLES
+from benchmarks.records import FILE, read_record
+
+HEAD = "head"
+
+
+def export_to_peft(run: Path, out: Path) -> list[Path]:
+    """Write every particle of a run as a PEFT adapter of the backbone as its own library makes it.
+
+    Args:
+        run: the run's folder, with record.json and particles.safetensors.
+        out: gets a folder a particle.
+
+    Returns:
+        the folders.
+
+    Raises:
+        UserError: there is no such run, its particles are not low-rank, or PEFT cannot hold them.
+    """
+    record = read_record(run / FILE)
+    stacked = load_tensors(run / PARTICLES)
+    names = [name.removesuffix(".A") for name in stacked if name.endswith(".A")]
+    if not names:
+        raise UserError(f"{run}: {record.run.method} has no low-rank factors, and PEFT holds nothing else: export a bella- method")
+    backbone = architecture(record.run.backbone)
+    prefix = plain_prefix(backbone)
+    plain = backbone.plain_model()
+    folders = []
+    for index in range(next(iter(stacked.values())).shape[0]):
+        factors = {n.removeprefix(prefix): (stacked[f"{n}.A"][index], stacked[f"{n}.B"][index]) for n in names}
+        head = {name: tensor[index] for name, tensor in stacked.items() if name.startswith(f"{HEAD}.")}
+        if head:
+            if backbone.classifier is None:
+                raise UserError(
+                    f"{run}: {record.run.backbone} has no classifier of its own that could hold the trained head, and PEFT keeps "
+                    "heads nowhere else: train with head=zero-shot, or export a timm backbone"
+                )
+            head = {name.replace(HEAD, backbone.classifier, 1): tensor for name, tensor in head.items()}
+            plain = backbone.plain_model(classes=head[f"{backbone.classifier}.bias"].shape[0])
+        folder = out / f"particle{index}"
+        write_peft_adapter(folder, plain, factors, head, record.run.backbone.partition("?")[0])
+        folders.append(folder)
+    return folders
+
+
+def load_from_peft(particles: LowRankParticles, backbone: Backbone, folders: Sequence[Path]) -> None:
+    """Set particles over a run's model to PEFT adapters of the backbone as its own library makes it.
+
+    Raises:
+        UserError: an adapter does not fit.
+    """
+    head = (HEAD, backbone.classifier) if particles.head is not None and backbone.classifier is not None else None
+    load_peft_adapters(particles, folders, prefix=plain_prefix(backbone), head=head)
+
+
+def plain_prefix(backbone: Backbone) -> str:
+    """Where the library's own model stands in the model that particles adapt."""
+    return f"backbone.{backbone.plain}." if backbone.plain else "backbone."
