@@ -58,6 +58,8 @@ class FullRankParticles(Particles):
         reference = next(model.parameters())
         shapes = {name: tuple(tensor.shape) for name, tensor in self._theta_0.items()} | in_head
         self._allocate(shapes, one_buffer=False, device=reference.device, dtype=reference.dtype)
+        if reference.is_meta:
+            return  # shapes alone: numbers of 7 G parameters would take minutes to draw
         for index, seed in enumerate(self.seeds):
             self._initialise(index, seed, initial_std)
 
