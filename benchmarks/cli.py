@@ -162,7 +162,7 @@ def costs(
     measure: Annotated[bool, typer.Option("--measure", help="Of a suite: take steps with random weights where they fit.")] = False,
     longest: Annotated[float, typer.Option(help="Measure no step that is estimated to take more seconds.")] = 60.0,
     out: Annotated[
-        Path | None, typer.Option(help="Of a suite: write costs.md and costs.json there; `bella publish` takes them.")
+        Path | None, typer.Option(help="Of a suite: write costs.md and costs.json there, row by row; `bella publish` takes them.")
     ] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of a suite: a setting for all runs.")
@@ -177,14 +177,17 @@ def costs(
     from benchmarks.environment import pick_device
     from benchmarks.progress import track
     from benchmarks.settings import parse_assignments
-    from benchmarks.suite import load_suite, with_overrides
-    from benchmarks.suite_costs import suite_costs, suite_markdown, write_costs
+    from benchmarks.suite import load_suite
+    from benchmarks.suite_costs import suite_costs, suite_markdown
 
     suite = load_suite(target)
     overrides = parse_assignments(assignments or [])
-    found = suite_costs(suite, overrides, device=pick_device(device), measure=measure, longest=longest, progress=track)
-    if out is not None:
-        write_costs(found, with_overrides(suite, overrides), out)
+    try:
+        found = suite_costs(
+            suite, overrides, device=pick_device(device), measure=measure, longest=longest, folder=out, progress=track
+        )
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error}; choose another folder with --out") from error
     print(json.dumps(found, indent=1) if as_json else suite_markdown(found), end="")
 
 

@@ -18,7 +18,7 @@ from benchmarks import environment, estimate
 from benchmarks.isolated import call_isolated
 from benchmarks.plan import Run, make_plan
 from benchmarks.records import write_text
-from benchmarks.suite import Suite, write_suite
+from benchmarks.suite import Suite, with_overrides, write_suite
 from benchmarks.tables import BYTE_UNITS, format_units
 
 FILE = "costs.json"
@@ -39,6 +39,7 @@ def suite_costs(
     device: torch.device,
     measure: bool,
     longest: float,
+    folder: Path | None = None,
     progress: Callable[[Sequence[Run]], Iterable[Run]] = lambda runs: runs,
 ) -> dict[str, Any]:
     """Costs of every run of a suite, of one seed: seeds cost the same.
@@ -49,6 +50,7 @@ def suite_costs(
         device: where to measure, or what the estimate is for.
         measure: take a few steps with random weights where they fit into memory.
         longest: steps that are estimated to take more seconds than that are not measured.
+        folder: rows are written there as they come, and those that an interrupted call left there are not worked out again.
         progress: goes through the runs, showing how far it is.
 
     Returns:
@@ -56,17 +58,41 @@ def suite_costs(
     """
     on_gpu = device.type == "cuda"
     runs = make_plan(suite.model_copy(update={"seeds": suite.seeds[:1]}), overrides, complete=False)
-    rate = call_isolated(estimate.product_rate, device.type, on_gpu)
-    rows = [_row(run, device, measure, longest, rate) for run in progress(runs)]
-    return {"suite": suite.name, "device": environment.describe(device), "product_rate": rate, "rows": rows}
+    if folder is not None:
+        write_suite(with_overrides(suite, overrides), folder)
+    found: dict[str, Any] = {"suite": suite.name, "device": environment.describe(device), "longest": longest if measure else None}
+    before = _written(folder) if folder is not None else {}
+    if any(before.get(key) != value for key, value in found.items()):
+        before = {}  # of another machine, or asked otherwise
+    found["product_rate"] = before.get("product_rate") or call_isolated(estimate.product_rate, device.type, on_gpu)
+    known = {_key(row): row for row in before.get("rows", [])}
+    rows: list[dict[str, Any]] = []
+    found["rows"] = rows
+    for run in progress(runs):
+        key = {"problem": run.problem, "method": run.label, "hash": run.hash, "chunk_size": run.chunk_size}
+        rows.append(known.get(_key(key)) or {**key, **_row(run, device, measure, longest, found["product_rate"])})
+        if folder is not None:
+            write_costs(found, folder)
+    return found
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in ("problem", "method", "hash", "chunk_size"))
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    """What an earlier call left in a folder; nothing where there is none, or it cannot be read."""
+    try:
+        content = json.loads((folder / FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _row(run: Run, device: torch.device, measure: bool, longest: float, rate: float) -> dict[str, Any]:
     found = estimate.estimate(run, half_precision=device.type == "cuda")
     seconds = found.step_operations / rate
     row: dict[str, Any] = {
-        "problem": run.problem,
-        "method": run.label,
         "backbone": run.backbone,
         "particles": run.particles,
         "rank": run.particle_options.get("rank"),
@@ -124,15 +150,7 @@ def suite_markdown(found: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_costs(found: Mapping[str, Any], suite: Suite, folder: Path) -> None:
-    """Write costs.json, costs.md and suite.yaml into a folder, from which `bella publish` takes them.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    try:
-        write_suite(suite, folder)
-        write_text(folder / FILE, json.dumps(found, indent=1) + "\n")
-        write_text(folder / TABLE, suite_markdown(found))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error}; choose another folder with --out") from error
+def write_costs(found: Mapping[str, Any], folder: Path) -> None:
+    """Write costs.json and costs.md into a folder, from which `bella publish` takes them."""
+    write_text(folder / FILE, json.dumps(found, indent=1) + "\n")
+    write_text(folder / TABLE, suite_markdown(found))

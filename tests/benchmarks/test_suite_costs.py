@@ -20,7 +20,7 @@ from benchmarks.methods import Method
 from benchmarks.plan import Run, make_plan
 from benchmarks.publish import publish
 from benchmarks.registries import METHODS
-from benchmarks.suite import Suite
+from benchmarks.suite import Suite, load_suite
 
 SETTINGS = {"backbone": "timm:vit_tiny_patch16_224?random", "particles": 3, "batch_size": 16, "image_size": 96}
 
@@ -84,6 +84,41 @@ def test_costs_of_a_suite_are_written_and_published(tmp_path: Path) -> None:
     assert "| bella-svgd | 2 | 4 |" in (published / "costs.md").read_text()
     estimated = CliRunner().invoke(app, ["costs", str(file), "--measure", "--longest", "0", "--json"])
     assert {row["memory"] for row in json.loads(estimated.stdout)["rows"]} == {"estimated"}
+
+
+def test_an_interrupted_call_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "costs-test.yaml"
+    file.write_text(
+        "methods: [single, bella-single, bella-svgd]\nproblems: [random-images]\ntasks: [classification]\n"
+        "settings: {backbone: 'timm:vit_tiny_patch16_224?random', particles: 2, batch_size: 2, image_size: 32}\n"
+    )
+    asked: list[str] = []
+    real = estimate.estimate
+
+    def counted(run: Run, *, half_precision: bool) -> estimate.Estimate:
+        asked.append(run.label)
+        if asked == ["single", "bella-single"]:
+            raise KeyboardInterrupt
+        return real(run, half_precision=half_precision)
+
+    monkeypatch.setattr(estimate, "estimate", counted)
+    arguments = ["costs", str(file), "--out", str(tmp_path / "out"), "--json"]
+    assert CliRunner().invoke(app, arguments).exit_code != 0
+    left = json.loads((tmp_path / "out" / "costs.json").read_text())
+    assert [row["method"] for row in left["rows"]] == ["single"]
+    again = json.loads(CliRunner().invoke(app, arguments).stdout)
+    assert asked == ["single", "bella-single", "bella-single", "bella-svgd"]
+    assert again["rows"][0] == left["rows"][0]
+    assert again["product_rate"] == left["product_rate"]
+    (tmp_path / "out" / "costs.json").write_text("{")
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert asked[4:] == ["single", "bella-single", "bella-svgd"]
+
+
+@pytest.mark.parametrize("suite", ["sweep-particles", "sweep-repulsion", "paper-costs"])
+def test_every_suite_that_is_listed_can_be_planned(suite: str) -> None:
+    runs = make_plan(load_suite(suite), {}, complete=False)
+    assert len({run.folder for run in runs}) == len(runs) > 10
 
 
 @pytest.mark.parametrize("suite", ["paper-cifar", "paper-camelyon", "paper-domainnet", "paper-imagenet", "paper-vqa", "sweep-rank"])
