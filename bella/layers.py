@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 
@@ -68,14 +69,15 @@ class LowRankLinear(LowRankLayer):
         folded = fold_rows(x, self.A.shape[0])
         reduced = torch.bmm(folded, self.A.mT.to(x.dtype))  # (n, m, r)
         rows = output.view(folded.shape[0], folded.shape[1], -1)
-        return torch.baddbmm(rows, reduced, self.B.mT.to(x.dtype)).view(output.shape)
+        return torch.baddbmm(rows, reduced, _transposed(self.B).to(x.dtype)).view(output.shape)
 
 
 class LowRankPointwiseConv2d(LowRankLayer):
     """A 1x1 convolution without groups or padding: a linear map of every pixel's channels.
 
-    The frozen convolution sees one large batch, and two narrow products are added. Forming W + B_i A_i instead reads the
-    pixels once less, but the gradient of a formed matrix is a product as large as the layer's own (docs/performance.md).
+    The frozen convolution sees one large batch, and two narrow products are added in place. Forming W + B_i A_i instead
+    reads the pixels once less, but the gradient of a formed matrix is a product as large as the layer's own
+    (docs/performance.md).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,8 +85,56 @@ class LowRankPointwiseConv2d(LowRankLayer):
         self.calls += 1
         base = self.base
         assert isinstance(base, nn.Conv2d)
-        pixels = x if base.stride == (1, 1) else x[:, :, :: base.stride[0], :: base.stride[1]]
-        return base(x).add_(apply_per_pixel(pixels, self.A.to(x.dtype), self.B.to(x.dtype)))
+        if x.shape[0] % self.A.shape[0] == 0 and type(base).forward is nn.Conv2d.forward:
+            kind = x.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+            tensors = (t if t is None else t.to(dtype) for t in (x, base.weight, base.bias, self.A, self.B))
+            return _PointwiseSum.apply(*tensors, base.stride)
+        pixels = x[:, :, :: base.stride[0], :: base.stride[1]]
+        return base(x) + apply_per_pixel(pixels, self.A.to(x.dtype), self.B.to(x.dtype))
+
+
+class _PointwiseSum(torch.autograd.Function):
+    """x W^T + x A_i^T B_i^T at every pixel, and its gradients for x, A and B; W is frozen.
+
+    On a CPU these layers wait for memory. Autograd would form the change, and the change of the gradient, as images of
+    their own and read each twice more; here the narrow products are added to what is there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, stride: tuple[int, int]) -> Tensor:
+        """Images (n*b, in, h, w), channels-last or copied so; A (n, r, in), B (n, out, r)."""
+        output = F.conv2d(x, weight, bias, stride).contiguous(memory_format=torch.channels_last)
+        reduced = torch.bmm(pixel_rows(x[:, :, :: stride[0], :: stride[1]], len(A)), A.mT)
+        pixel_rows(output, len(A)).baddbmm_(reduced, B.mT)
+        ctx.save_for_backward(x, weight, A, B, reduced)
+        ctx.stride = stride
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """For x, A and B, where they are asked for."""
+        x, weight, A, B, reduced = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        rows = pixel_rows(gradient, len(A))
+        narrow = torch.bmm(rows, B.mT.contiguous().mT)  # MKL takes four times as long for B as it lies
+        for_x = for_a = for_b = None
+        if ctx.needs_input_grad[0]:
+            arguments = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, False, False])
+            picked = x[:, :, :: ctx.stride[0], :: ctx.stride[1]]
+            at_picked = torch.ops.aten.convolution_backward(gradient, picked, weight, None, *arguments)[0]
+            at_picked = at_picked.contiguous(memory_format=torch.channels_last)
+            pixel_rows(at_picked, len(A)).baddbmm_(narrow, A)
+            for_x = at_picked
+            if ctx.stride != (1, 1):
+                for_x = torch.zeros_like(x)
+                for_x[:, :, :: ctx.stride[0], :: ctx.stride[1]] = at_picked
+        if ctx.needs_input_grad[3]:
+            for_a = torch.bmm(narrow.mT, pixel_rows(x[:, :, :: ctx.stride[0], :: ctx.stride[1]], len(A)))
+        if ctx.needs_input_grad[4]:
+            for_b = torch.bmm(reduced.mT, rows).mT
+        return for_x, None, None, for_a, for_b, None
 
 
 class LowRankConv2d(LowRankLayer):
@@ -234,10 +284,21 @@ def apply_per_pixel(x: Tensor, *matrices: Tensor) -> Tensor:
 
     Channels-last images are read in place; the result is channels-last.
     """
-    rows = fold_rows(x.permute(0, 2, 3, 1), matrices[0].shape[0])
+    rows = pixel_rows(x, matrices[0].shape[0])
     for matrix in matrices:
-        rows = torch.bmm(rows, matrix.mT)
+        rows = torch.bmm(rows, _transposed(matrix))
     return rows.view(x.shape[0], x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
+
+
+def pixel_rows(x: Tensor, n: int) -> Tensor:
+    """Images (n*b, c, h, w) as rows of channels (n, b*h*w, c): a view, if they are channels-last."""
+    return fold_rows(x.permute(0, 2, 3, 1), n)
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    """B^T (n, r, out) laid out so that the products of the backward pass with B are fast: MKL takes four times as long
+    for rows (m, out) times a B (out, r) whose rows are neighbours in memory."""
+    return matrix.mT.contiguous() if matrix.shape[1] > matrix.shape[2] else matrix.mT
 
 
 def call_with_kernel(layer: nn.Linear | nn.Conv2d, kernel: Tensor, x: Tensor) -> Tensor:
