@@ -65,11 +65,9 @@ class FanOut:
         Raises:
             UserError: an adapted layer is not called in a pass, or no place gives what one particle at a time gives.
         """
-        example = map_inputs(lambda t: t[0], inputs) if per_particle else inputs
-        generator = torch.Generator().manual_seed(0)
-        probe = map_inputs(lambda t: _random_like(t, generator), example)
+        probe = random_inputs(map_inputs(lambda t: t[0], inputs) if per_particle else inputs)
         with torch.no_grad():
-            factors = {name: _random_factors(layer, generator) for name, layer in layers.items()}
+            factors = random_factors(layers, _PROBE_PARTICLES)
             for layer in layers.values():
                 layer.calls = 0
             order: list[str] = []
@@ -99,10 +97,8 @@ class FanOut:
             found = self.folded(self.shared(probe, per_particle=False), slice(0, _PROBE_PARTICLES))
         except (RuntimeError, ValueError, IndexError, AssertionError):  # shapes that do not fit: not the place
             return False
-        precisions = {p.dtype for p in self.model.parameters()}
-        exact = precisions <= {torch.float32, torch.float64} and not torch.is_autocast_enabled(found.device.type)
-        tolerance = (1e-4 if exact else 5e-2) * float(expected.abs().max())
-        return found.shape == expected.shape and float((found - expected).abs().max()) <= tolerance
+        exact = {p.dtype for p in self.model.parameters()} <= {torch.float32, torch.float64}
+        return agree(found, expected, 1e-4 if exact else 5e-2)
 
     def shared(self, inputs: Inputs, *, per_particle: bool) -> Shared:
         """Run one batch up to the fan-out. With examples of their own, particles share nothing."""
@@ -182,9 +178,35 @@ def _repeat(tensor: Tensor, b: int, k: int) -> Tensor:
 # ---- the trial -----------------------------------------------------------------------------------------------------
 
 
+def agree(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
+    """Whether two passes gave the same numbers, to a share of the largest; more is allowed where autocast rounds to 16 bits."""
+    if torch.is_autocast_enabled(found.device.type):
+        tolerance = 5e-2
+    return found.shape == expected.shape and float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+def random_inputs(inputs: Inputs) -> Inputs:
+    """Three random examples of the kind a batch holds, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return map_inputs(lambda t: _random_like(t, generator), inputs)
+
+
+def random_factors(layers: Mapping[str, LowRankLayer | ParticleHead], count: int) -> dict[str, tuple[Tensor | None, ...]]:
+    """Random factors of rank 1, and heads, for so many particles; always the same."""
+    generator = torch.Generator().manual_seed(1)
+    return {name: _random_factors(layer, count, generator) for name, layer in layers.items()}
+
+
+def bind_random(layers: Mapping[str, LowRankLayer | ParticleHead]) -> None:
+    """Give a pass of one particle random factors."""
+    _bind(layers, random_factors(layers, 1), slice(0, 1))
+
+
 def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Three random examples of the kind a batch (b, ...) holds."""
     shape = (_PROBE_EXAMPLES, *tensor.shape[1:])
+    if tensor.is_meta:
+        return tensor.new_empty(shape)
     if tensor.dtype == torch.bool:
         return tensor[:1].expand(shape)
     if tensor.is_floating_point():
@@ -192,12 +214,12 @@ def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(int(tensor.max()) + 1, shape, generator=generator).to(tensor)
 
 
-def _random_factors(layer: LowRankLayer | ParticleHead, generator: torch.Generator) -> tuple[Tensor | None, ...]:
+def _random_factors(layer: LowRankLayer | ParticleHead, count: int, generator: torch.Generator) -> tuple[Tensor | None, ...]:
     weight: Tensor = layer.base.weight
     dtype = weight.dtype if weight.is_floating_point() else torch.float32  # in 4 bits: two numbers a byte
 
     def draw(*shape: int) -> Tensor:
-        drawn = torch.randn(_PROBE_PARTICLES, *shape, generator=generator) * shape[-1] ** -0.5
+        drawn = torch.randn(count, *shape, generator=generator) * shape[-1] ** -0.5
         return drawn.to(weight.device, dtype)
 
     if isinstance(layer, ParticleHead):

@@ -43,10 +43,14 @@ class LowRankLayer(ParticleLayer):
 
     A: Tensor
     B: Tensor
+    scale: Tensor | None = None
 
     def bind(self, A: Tensor, B: Tensor) -> None:
-        """Use these factors, (k, r, fan_in) and (k, out, r), from now on."""
-        self.A, self.B = A, B
+        """Use these factors, (k, r, fan_in) and (k, out, r), from now on.
+
+        Where a norm is folded into the layer (bella/norms.py), W holds its factors `scale` (out,), and B gets them here.
+        """
+        self.A, self.B = A, B if self.scale is None else B * self.scale.view(-1, 1)
 
     def formed_weights(self) -> Tensor:
         """W + B_i A_i, (k, out, fan_in).

@@ -29,7 +29,8 @@ from bella.layers import (
     ParticleHead,
     SplitMultiheadAttention,
 )
-from bella.particles import Inputs, Particles, derive_seed
+from bella.norms import fold_norms, unfold_norms
+from bella.particles import Inputs, Particles, derive_seed, map_inputs
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ class LowRankParticles(Particles):
         for index, seed in enumerate(self.seeds):
             self._initialise(index, seed, initial_b_std)
         self._fan_out: FanOut | None = None
+        self._norms: dict[str, nn.Module] = {}
 
     # ---- putting the adapted layers in and out ----------------------------------------------------------------------
 
@@ -203,14 +205,25 @@ class LowRankParticles(Particles):
     @contextmanager
     def _plain_model(self) -> Iterator[nn.Module]:
         """The model as it was given, for as long as the block lasts."""
-        injected = {name: self.model.get_submodule(name) for name in self._originals}
-        for name, original in self._originals.items():
+        given = {name: module for name, module in self._norms.items() if not name.endswith(".base")} | self._originals
+        injected = {name: self.model.get_submodule(name) for name in given}
+        for name, original in given.items():
             self.model.set_submodule(name, original)
         try:
             yield self.model
         finally:
             for name, module in injected.items():
                 self.model.set_submodule(name, module)
+
+    def fold_norms(self, inputs: Inputs) -> None:
+        """Let convolutions do the work of the frozen batch norms behind them, from now on (bella/norms.py)."""
+        self._norms = fold_norms(self.model, self._layers, inputs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:  # .to(), .double(): what is folded away would stay behind
+        unfold_norms(self.model, self._norms)
+        self._norms = {}
+        self._fan_out = None  # the next batch is traced anew
+        return super()._apply(*args, **kwargs)
 
     # ---- parameters ------------------------------------------------------------------------------------------------
 
@@ -236,6 +249,7 @@ class LowRankParticles(Particles):
         """Run what comes before the fan-out, the same for all particles, once."""
         if self._fan_out is None:
             self._fan_out = FanOut.find(self.model, self._layers, inputs, per_particle=per_particle)
+            self.fold_norms(map_inputs(lambda t: t[0], inputs) if per_particle else inputs)
         return self._fan_out.shared(inputs, per_particle=per_particle)
 
     def chunk_logits(self, prepared: Any, rows: slice) -> Tensor:

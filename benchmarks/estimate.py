@@ -75,6 +75,7 @@ def estimate(run: Run, *, half_precision: bool) -> Estimate:
         # The trial that finds the fan-out compares numbers, and there are none here. Repeating the whole input saves
         # the same tensors for the backward pass: frozen layers in front of the first adapter save nothing.
         particles._fan_out = FanOut(particles.model, None)
+        particles.fold_norms(inputs)
     counts = count_costs(*base, particles.trainable_parameters_per_particle, run.particles)
     targets = torch.zeros(run.particles, run.recipe.batch_size, dtype=torch.int64, device="meta")
     particles.zero_gradients()
