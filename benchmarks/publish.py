@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from bella.errors import UserError
 from benchmarks.figures import write_figures
-from benchmarks.records import FILE, check_name
+from benchmarks.records import FILE, check_name, write_text
 from benchmarks.stored import find_runs
 from benchmarks.tables import FORMS, make_tables
 
@@ -24,11 +27,15 @@ LIMIT_BYTES = 25 * 2**20
 def publish(source: Path, results: Path) -> Path:
     """Copy a suite's records, suite file and tables to results/<suite>, replacing what is there.
 
-    The costs of its runs, where `bella costs SUITE --out` has worked them out, are copied as well, or alone.
+    The costs of its runs, where `bella costs SUITE --out` has worked them out, are copied as well, or alone. A folder of
+    measurements that `bella speed --out FILE` has written goes to results/speed, with a table of each.
 
     Raises:
         UserError: there are no records, the suite has no usable name, or the results folder would grow too large.
     """
+    speeds = _speed_measurements(source)
+    if speeds:
+        return _replace(source, results / "speed", lambda made: _write_speeds(speeds, made), results)
     costs = [source / name for name in COSTS if (source / name).is_file()]
     if not costs or (source / "runs").exists():
         find_runs(source)  # refuses an empty folder and damaged records
@@ -37,17 +44,12 @@ def publish(source: Path, results: Path) -> Path:
         name = check_name(str(yaml.safe_load(suite_file.read_text())["name"]), f"{suite_file}: name")
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{suite_file}: cannot tell the suite's name; run the suite again to write it") from error
-    target = results / name
-    if source.resolve() == target.resolve():
-        raise UserError(f"{source} is the published folder itself: publish from the folder the suite was run in")
-    results.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=results, prefix=".publishing-") as scratch:
-        made = Path(scratch) / name
+
+    def write(made: Path) -> None:
         for path in sorted(source.glob(f"runs/*/*/*/{FILE}")):
             copy = made / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-        made.mkdir(exist_ok=True)
         for path in (suite_file, *costs):
             shutil.copyfile(path, made / path.name)
         if (made / "runs").exists():
@@ -55,6 +57,19 @@ def publish(source: Path, results: Path) -> Path:
             for ending, form in FORMS.items():
                 (made / f"tables.{ending}").write_text(form(tables), encoding="utf-8")
             write_figures(source, made / "figures")
+
+    return _replace(source, results / name, write, results)
+
+
+def _replace(source: Path, target: Path, write: Callable[[Path], None], results: Path) -> Path:
+    """Have a folder written, and put it in the place of what is there; nothing changes where that fails."""
+    if source.resolve() == target.resolve():
+        raise UserError(f"{source} is the published folder itself: publish from the folder the suite was run in")
+    results.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=results, prefix=".publishing-") as scratch:
+        made = Path(scratch) / target.name
+        made.mkdir()
+        write(made)
         others = [p for p in results.iterdir() if p != target and p != Path(scratch)]
         size = folder_bytes(made) + sum(folder_bytes(p) for p in others)
         if size > LIMIT_BYTES:
@@ -63,6 +78,30 @@ def publish(source: Path, results: Path) -> Path:
             shutil.move(target, Path(scratch) / "replaced")
         made.rename(target)
     return target
+
+
+def _speed_measurements(source: Path) -> dict[str, dict[str, Any]]:
+    """What `bella speed` has written into a folder, by file name; nothing in a suite's folder."""
+    found = {}
+    for path in sorted(source.glob("*.json")) if not (source / "suite.yaml").exists() else ():
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error}): delete it, or measure again") from error
+        if not isinstance(content, dict) or not {"setting", "seconds", "ratios", "command"} <= set(content):
+            raise UserError(f"{path}: no measurement of `bella speed --out FILE`: take it out of the folder")
+        found[path.name] = content
+    return found
+
+
+def _write_speeds(speeds: Mapping[str, dict[str, Any]], made: Path) -> None:
+    from benchmarks.speed import speed_lines  # and with it torch, which other results do without
+
+    parts = ["# Speed"]
+    for name, content in speeds.items():
+        write_text(made / name, json.dumps(content, indent=1) + "\n")
+        parts.append("\n".join([f"## {Path(name).stem}", "", f"    {content['command']}", "", *speed_lines(content)]))
+    write_text(made / "speed.md", "\n\n".join(parts) + "\n")
 
 
 def folder_bytes(path: Path) -> int:

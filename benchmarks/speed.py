@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -245,6 +246,19 @@ CONTENDERS: dict[str, Callable[[Setting], Round]] = {
 }
 
 
+def command_line(setting: Setting, contenders: Sequence[str], repeats: int) -> str:
+    """The `bella speed` command of a measurement."""
+    words = ["bella", "speed", setting.backbone]
+    for option in dataclasses.fields(setting):
+        value = getattr(setting, option.name)
+        if option.name == "backbone" or value == option.default:
+            continue
+        words.append(f"--{option.name.replace('_', '-')}")
+        if value is not True:
+            words.append(",".join(value) if isinstance(value, tuple) else str(value))
+    return shlex.join([*words, "--contenders", ",".join(contenders), "--repeats", str(repeats)])
+
+
 def measure(
     setting: Setting, contenders: Sequence[str], repeats: int, progress: Callable[..., Any] = lambda items: items
 ) -> dict[str, Any]:
@@ -257,7 +271,8 @@ def measure(
         progress: goes through the rounds, showing how far it is.
 
     Returns:
-        {"seconds", "peak_memory_bytes" (each by contender), "ratios" (ours to theirs), "svgd_share", "setting", "environment"}
+        {"command", "setting", "seconds", "peak_memory_bytes" (each by contender), "ratios" (ours to theirs),
+        "svgd_share", "environment"}
     """
     environment.reuse_freed_memory()
     device = torch.device(setting.device)
@@ -273,6 +288,7 @@ def measure(
     seconds = {name: statistics.median(times[1:]) / setting.steps for name, times in taken.items()}
     ours = seconds.get("bella")
     return {
+        "command": command_line(setting, contenders, repeats),
         "setting": dataclasses.asdict(setting),
         "seconds": {name: seconds.get(name) for name in contenders},
         "peak_memory_bytes": {name: peaks.get(name) for name in contenders},

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from bella.errors import UserError
 from benchmarks import speed
 from benchmarks.cli import app
+from benchmarks.publish import publish
 
 TINY = ["timm:vit_tiny_patch16_224", "--particles", "2", "--batch-size", "2", "--image-size", "32", "--device", "cpu"]
 
@@ -35,6 +36,29 @@ def test_predictions_and_epochs(options: list[str]) -> None:
     assert shown.exit_code == 0, shown.output
     assert "| peft |" in shown.stdout
     assert ("SVGD:" in shown.stdout) == ("--predict" not in options)
+
+
+def test_measurements_are_published_with_their_commands(tmp_path: Path) -> None:
+    source = tmp_path / "measured"
+    arguments = ["speed", *TINY, "--contenders", "bella,limit", "--repeats", "1", "--out", str(source / "tiny.json")]
+    source.mkdir()
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    published = publish(source, tmp_path / "results")
+    assert {p.name for p in published.iterdir()} == {"tiny.json", "speed.md"}
+    page = (published / "speed.md").read_text()
+    assert "bella speed timm:vit_tiny_patch16_224" in page
+    assert "| limit |" in page
+    (source / "other.json").write_text("[]")
+    with pytest.raises(UserError, match=r"other\.json: no measurement"):
+        publish(source, tmp_path / "results")
+
+
+def test_the_command_of_a_measurement_names_what_is_not_the_default() -> None:
+    setting = speed.Setting("open_clip:ViT-B-32", 20, targets=("c_fc", "blocks.*.c_proj"), predict=True)
+    expected = (
+        "bella speed open_clip:ViT-B-32 --particles 20 --targets 'c_fc,blocks.*.c_proj' --predict --contenders bella --repeats 3"
+    )
+    assert speed.command_line(setting, ["bella"], 3) == expected
 
 
 def test_what_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
