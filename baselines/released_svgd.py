@@ -15,16 +15,18 @@ of zero.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from bella.errors import UserError
+from bella.inference import Inference
 from bella.kernels import squared_distances
 from bella.particles import Particles, derive_seed
 
 
-class ReleasedSVGD:
+class ReleasedSVGD(Inference):
     """The released update as a transform of stacked gradients.
 
     Args:
@@ -71,6 +73,14 @@ class ReleasedSVGD:
             "kernel_steps": self.kernel_steps,
             "zeroed_share": self._zeroed / self._gradients if self._gradients else 0.0,
         }
+
+    def state(self) -> dict[str, Tensor]:
+        """The counts: steps (which the coin depends on), kernel steps, gradients made zero, gradients."""
+        return {"counts": torch.tensor([self.steps, self.kernel_steps, self._zeroed, self._gradients])}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on counting."""
+        self.steps, self.kernel_steps, self._zeroed, self._gradients = state["counts"].tolist()
 
 
 @torch.no_grad()

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from bella.errors import UserError
+from bella.files import CHECKSUM, checksum, written_whole
 from bella.particles import Particles
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file: complete or not at all (a temporary file, flushed, then renamed)."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, complete or not at all, with a checksum of its tensors.
+
+    Raises:
+        OSError: it cannot be written; what was there before stays.
+    """
+    here = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    with written_whole(path) as temporary:
+        try:
+            save_file(here, temporary, {**(metadata or {}), CHECKSUM: _checksum(here)})
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(f"{path}: {error}") from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -33,11 +36,22 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         UserError: it is missing, damaged, or no safetensors file.
     """
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+            expected = (opened.metadata() or {}).get(CHECKSUM)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); delete it, or take another copy") from error
+    if expected is not None and expected != _checksum(tensors):
+        raise UserError(f"{path}: damaged (its checksum is another one); delete it, or take another copy")
+    return tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    return checksum(
+        (name, str(t.dtype), tuple(t.shape), memoryview(t.reshape(-1).view(torch.uint8).numpy())) for name, t in tensors.items()
+    )
 
 
 def save_particles(particles: Particles, path: Path) -> None:

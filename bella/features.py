@@ -7,6 +7,7 @@ pass are saved, and the images need not be read again.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -53,6 +54,13 @@ class FeatureCache:
         if self._usable:
             self._keep(prepared, indices)
         return prepared
+
+    def fill(self, batches: Iterable[Tensor]) -> None:
+        """Compute the features of batches of indices, as preparing these batches one after the other would have."""
+        for indices in batches:
+            if not self._usable or indices.dim() != 1:
+                return
+            self.prepare(indices)
 
     def _keep(self, prepared: Any, indices: Tensor) -> None:
         """Store the features of a batch, if there are any and all of the split's fit."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bella.checkpoint import load_particles, save_particles
 from bella.data import Examples
 from bella.errors import UserError
 from bella.features import FeatureCache
 from bella.inference import Inference
 from bella.particles import Particles, derive_seed, map_inputs
 from bella.predictive import autocast, log_predictive, predict
+from bella.resume import Checkpoints, Epoch, History, Standing, check_finite
 
 
 @dataclass(frozen=True)
@@ -69,25 +71,6 @@ class Recipe:
                 raise UserError(f"{name} is {getattr(self, name)}: out of range")
 
 
-@dataclass
-class Epoch:
-    """What one pass over the training split gave: mean training NLL of a particle, validation NLL of the average, seconds."""
-
-    training_nll: float
-    validation_nll: float
-    seconds: float
-
-
-@dataclass
-class History:
-    """A training: its epochs, which was kept (counted from 0), and how long training steps and validation took."""
-
-    epochs: list[Epoch] = field(default_factory=list)
-    best_epoch: int = 0
-    train_seconds: float = 0.0
-    examples: int = 0
-
-
 OnStep = Callable[[int, int, float], None]
 """Told (steps done, steps in all, learning rate of the step as a share of the peak)."""
 
@@ -101,51 +84,80 @@ def fit(
     *,
     seed: int,
     device: torch.device,
+    checkpoints: Checkpoints | None = None,
     on_step: OnStep | None = None,
 ) -> History:
     """Train all particles and leave them as they were after the best epoch, by validation NLL of the averaged prediction.
 
     Each step descends U = mean NLL - log prior / N: gradients of every chunk of particles, the prior's, the inference
-    rule's transform, clipping per particle, AdamW.
+    rule's transform, clipping per particle, AdamW. With checkpoints a training that was killed goes on from the last one and
+    ends with the numbers of an undisturbed one; they are the caller's to clear, once the particles are stored.
 
     Raises:
         UserError: the loss is no longer finite, or the rates do not fit the particles.
+        OSError: a checkpoint, or the best epoch, cannot be written.
     """
     steps_an_epoch = math.ceil(len(training) / recipe.batch_size)
     total_steps = recipe.epochs * steps_an_epoch
     warmup = round(recipe.warmup * total_steps) if recipe.warmup_steps is None else recipe.warmup_steps
     particles.zero_gradients()
     optimizer = optimizer_for(particles, recipe)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warmup, total_steps))
-    history = History()
-    best = math.inf
+    peaks = [group["lr"] for group in optimizer.param_groups]
     # Worth its memory only if some epoch comes back to an example.
     features, unseen = (FeatureCache(particles, split, device) if recipe.epochs > 1 else None for split in (training, validation))
-    with tempfile.TemporaryDirectory(prefix="bella-") as folder:
-        snapshot = Path(folder) / "best.safetensors"
-        for epoch in range(recipe.epochs):
-            begun = time.perf_counter()
-            loss_sum = torch.zeros((), device=device)
+    with contextlib.ExitStack() as until_done:
+        if checkpoints is None:
+            folder = until_done.enter_context(tempfile.TemporaryDirectory(prefix="bella-"))
+            checkpoints = Checkpoints(Path(folder), seconds=math.inf)
+        standing = checkpoints.restore(particles, optimizer, inference) or Standing(torch.zeros((), device=device))
+        history = standing.history
+        first_epoch = len(history.epochs)
+        if features is not None and (first_epoch or standing.steps):
+            # Features do not depend on the batch an example came in but for rounding, and resumed numbers are to be the same.
+            seen = _minibatches(particles, training, recipe, seed, 0)
+            with autocast(device):
+                features.fill(seen if first_epoch else seen[: standing.steps])
+        for epoch in range(first_epoch, recipe.epochs):
+            begun = time.perf_counter() - standing.seconds
             for step, indices in enumerate(_minibatches(particles, training, recipe, seed, epoch)):
-                loss_sum += train_step(particles, inference, training, indices, recipe, optimizer, device, features)
-                schedule.step()
+                if step < standing.steps:
+                    continue
+                done = epoch * steps_an_epoch + step
+                rate = _rate(done, warmup, total_steps)
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = rate * peak
+                _seed_random_numbers(seed, done)
+                standing.loss_sum += train_step(particles, inference, training, indices, recipe, optimizer, device, features)
+                standing.steps = step + 1
                 if on_step is not None:
-                    done = epoch * steps_an_epoch + step + 1
-                    on_step(done, total_steps, _rate(done - 1, warmup, total_steps))
-            training_nll = float(loss_sum) / steps_an_epoch
+                    on_step(done + 1, total_steps, rate)
+                if standing.steps < steps_an_epoch and checkpoints.due():
+                    standing.seconds = time.perf_counter() - begun
+                    checkpoints.save(standing, particles, optimizer, inference)
+                    begun = time.perf_counter() - standing.seconds
+            training_nll = float(standing.loss_sum) / steps_an_epoch
             history.train_seconds += time.perf_counter() - begun
             history.examples += len(training)
-            if not math.isfinite(training_nll):
-                raise UserError(f"the training loss became {training_nll} in epoch {epoch + 1}: lower learning_rate")
+            check_finite(training_nll, epoch)
             nll = validation_nll(particles, validation, recipe, device, unseen)
             history.epochs.append(Epoch(training_nll, nll, time.perf_counter() - begun))
-            if nll < best or epoch == 0:
-                best, history.best_epoch = nll, epoch
+            standing.steps, standing.seconds, standing.loss_sum = 0, 0.0, torch.zeros((), device=device)
+            if epoch == 0 or nll < history.epochs[history.best_epoch].validation_nll:
+                history.best_epoch = epoch
                 if epoch + 1 < recipe.epochs:
-                    save_particles(particles, snapshot)
+                    checkpoints.keep_best(particles, epoch)
+            if epoch + 1 < recipe.epochs and checkpoints.due():
+                checkpoints.save(standing, particles, optimizer, inference)
         if history.best_epoch + 1 < recipe.epochs:
-            load_particles(particles, snapshot)
+            checkpoints.load_best(particles, history.best_epoch)
     return history
+
+
+def _seed_random_numbers(seed: int, step: int) -> None:
+    """Give each step random numbers of its own: a training that goes on from a checkpoint then needs no generator's state."""
+    own = derive_seed(seed, "step", step)
+    torch.manual_seed(own)
+    random.seed(own)
 
 
 def train_step(

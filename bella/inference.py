@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor
 
 from bella.particles import Particles
 
 
-class Inference(Protocol):
+class Inference(ABC):
     """One inference rule."""
 
+    @abstractmethod
     def transform(self, particles: Particles, training_size: int) -> None:
         """Turn the gradients of U (`.grad` of the particles' storage) into what the optimizer descends, in place.
 
@@ -17,19 +21,21 @@ class Inference(Protocol):
             particles: the particles, with their gradients.
             training_size: N, the number of training examples.
         """
-        ...
 
     def describe(self, training_size: int) -> dict[str, float | str]:
         """What was used, for the record."""
-        ...
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """What the rule remembers from step to step, for a checkpoint; nothing, for most rules."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
 
 
-class Independent:
+class Independent(Inference):
     """Every particle follows its own gradient: an ensemble of MAP estimates."""
 
     def transform(self, particles: Particles, training_size: int) -> None:
         """Leave the gradients as they are."""
-
-    def describe(self, training_size: int) -> dict[str, float | str]:
-        """Nothing to say."""
-        return {}

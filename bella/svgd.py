@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bella.errors import UserError, suggest
+from bella.inference import Inference
 from bella.kernels import column_blocks, distances_from_gram, median_bandwidth, product_gram, rbf, squared_distances
 from bella.particles import Particles
 
@@ -35,7 +36,7 @@ class KernelSpace:
 
 
 @dataclass(frozen=True)
-class SVGD:
+class SVGD(Inference):
     """SVGD as a transform of stacked gradients.
 
     Attributes:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from benchmarks.backbones import Weights, architecture, parse
 from benchmarks.methods import Method
 from benchmarks.options import Options
 from benchmarks.problem import Problem
-from benchmarks.records import check_name
+from benchmarks.records import check_name, config_hash
 from benchmarks.registries import METHODS, PROBLEMS, TASKS
 from benchmarks.suite import MethodEntry, ProblemEntry, Suite, TaskEntry, validated
 
@@ -104,12 +102,6 @@ class Run:
     def folder(self) -> Path:
         """Where the run's files lie, under the suite's folder."""
         return Path("runs") / self.problem / self.label / f"seed{self.seed}-{self.hash}"
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """10 hexadecimal digits that identify plain data."""
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None, *, complete: bool = True) -> list[Run]:

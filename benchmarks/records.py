@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bella.errors import UserError
+from bella.files import written_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +58,10 @@ class TaskResult(BaseModel):
 
 
 class Record(BaseModel):
-    """One run's record. Metrics are flat: task -> name -> value, with `null` where a metric is undefined."""
+    """One run's record. Metrics are flat: task -> name -> value, with `null` where a metric is undefined.
+
+    The checksum is of everything else in the file; records of earlier versions have none.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     schema_: int
@@ -66,12 +71,23 @@ class Record(BaseModel):
     task_results: dict[str, TaskResult]
     costs: dict[str, float | int | str | None]
     environment: dict[str, Any]
+    checksum: str | None = None
 
 
 def write_record(record: Record, folder: Path) -> None:
-    """Write a run's record: to a temporary file, flushed, renamed."""
-    content = {"schema": record.schema_, **record.model_dump(exclude={"schema_"})}
-    write_text(folder / FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    """Write a run's record with a checksum of its content: to a temporary file, flushed, renamed."""
+    content = {"schema": record.schema_, **record.model_dump(exclude={"schema_", "checksum"})}
+    write_text(folder / FILE, json.dumps({**content, "checksum": _digest(content)}, indent=1, allow_nan=False) + "\n")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """10 hexadecimal digits that identify plain data."""
+    return _digest(config)[:10]
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,16 +97,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_record(path: Path) -> Record:
@@ -106,6 +114,9 @@ def read_record(path: Path) -> Record:
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
         raise UserError(f"{path}: record schema {schema!r}, this version reads {SCHEMA}: remove its folder and run the suite again")
+    expected = content.get("checksum")
+    if expected is not None and expected != _digest({key: value for key, value in content.items() if key != "checksum"}):
+        raise UserError(f"{path}: a damaged record (its checksum is another one): remove its folder and run the suite again")
     content["schema_"] = content.pop("schema")
     try:
         return Record.model_validate(content)

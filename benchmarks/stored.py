@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from bella.errors import UserError
+from bella.files import CHECKSUM, checksum
 from benchmarks.records import FILE, Record, read_record
 
 Array = np.ndarray
@@ -45,9 +45,15 @@ class StoredRun:
         if not path.exists():
             return None
         try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
+            with safe_open(path, framework="np") as opened:
+                arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+                expected = (opened.metadata() or {}).get(CHECKSUM)
+        except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{path}: damaged ({error}); delete it and run the suite again") from error
+        found = checksum((name, str(a.dtype), a.shape, np.ascontiguousarray(a).data.cast("B")) for name, a in arrays.items())
+        if expected not in (None, found):
+            raise UserError(f"{path}: damaged (its checksum is another one); delete it and run the suite again")
+        return arrays
 
 
 def find_runs(folder: Path) -> list[StoredRun]:

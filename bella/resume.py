@@ -1,0 +1,182 @@
+"""A training that can be taken up again: where it stands, in at most one checkpoint and one best epoch on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bella.checkpoint import load_particles, load_tensors, save_particles, save_tensors
+from bella.errors import UserError
+from bella.inference import Inference
+from bella.particles import Particles
+
+CHECKPOINT = "training.safetensors"
+LARGEST_SHARE = 0.05
+"""Of the time of a training that writing checkpoints may take."""
+
+
+@dataclass
+class Epoch:
+    """What one pass over the training split gave: mean training NLL of a particle, validation NLL of the average, seconds."""
+
+    training_nll: float
+    validation_nll: float
+    seconds: float
+
+
+@dataclass
+class History:
+    """A training: its epochs, which was kept (counted from 0), and how long training steps and validation took."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best_epoch: int = 0
+    train_seconds: float = 0.0
+    examples: int = 0
+
+
+@dataclass
+class Standing:
+    """How far a training has come.
+
+    Attributes:
+        steps: done in the epoch in hand.
+        loss_sum: of those steps; a tensor, so that no step waits for the device.
+        seconds: they took.
+        history: of the epochs before.
+    """
+
+    loss_sum: Tensor
+    steps: int = 0
+    seconds: float = 0.0
+    history: History = field(default_factory=History)
+
+
+class Checkpoints:
+    """Checkpoints of one training, each in the place of the one before.
+
+    A checkpoint is one file: parameters, the optimizer's and the inference rule's state, and how far the training has come. The
+    learning rate, the order of the data and the random numbers of a step follow from the seed and the number of the step.
+
+    Args:
+        folder: where they lie; nobody else writes there.
+        seconds: between checkpoints, and more where writing one takes long (`LARGEST_SHARE`).
+    """
+
+    def __init__(self, folder: Path, seconds: float = 60.0) -> None:
+        self._folder = folder
+        self._seconds = seconds
+        self._next = time.perf_counter() + seconds
+        self._referred: int | None = None  # the best epoch that the checkpoint on disk goes on with
+
+    def due(self) -> bool:
+        """Whether it is time for one."""
+        return time.perf_counter() >= self._next
+
+    def save(self, standing: Standing, particles: Particles, optimizer: torch.optim.Optimizer, inference: Inference) -> None:
+        """Write one.
+
+        Raises:
+            UserError: the loss is no longer finite: there is nothing to go on from.
+            OSError: it cannot be written.
+        """
+        begun = time.perf_counter()
+        check_finite(float(standing.loss_sum), len(standing.history.epochs))
+        told = {"steps": standing.steps, "seconds": standing.seconds, "history": dataclasses.asdict(standing.history)}
+        tensors = {"standing": _from_text(json.dumps(told)), "loss_sum": standing.loss_sum}
+        tensors |= {f"storage/{index}": stored for index, stored in enumerate(particles.storage)}
+        tensors |= {f"inference/{name}": tensor for name, tensor in inference.state().items()}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in state.items()}
+        save_tensors(tensors, self._folder / CHECKPOINT, {"format": "bella-training/1"})
+        self._referred = standing.history.best_epoch
+        self._drop_best_but(self._referred)
+        now = time.perf_counter()
+        self._next = now + max(self._seconds, (now - begun) / LARGEST_SHARE)
+
+    def restore(self, particles: Particles, optimizer: torch.optim.Optimizer, inference: Inference) -> Standing | None:
+        """Take up the checkpoint; None where there is none, or only a damaged one, which is removed: the training begins anew."""
+        path = self._folder / CHECKPOINT
+        if not path.exists():
+            self.clear()
+            return None
+        try:
+            return self._restore(load_tensors(path), particles, optimizer, inference)
+        except (UserError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            warnings.warn(f"{path} cannot be gone on from, the training begins anew: {error}", stacklevel=2)
+            self.clear()
+            return None
+
+    def _restore(
+        self, tensors: dict[str, Tensor], particles: Particles, optimizer: torch.optim.Optimizer, inference: Inference
+    ) -> Standing:
+        told = json.loads(bytes(tensors["standing"].numpy()))
+        history = told["history"]
+        history = History(**{**history, "epochs": [Epoch(**epoch) for epoch in history["epochs"]]})
+        if history.epochs and not self._best(history.best_epoch).exists():
+            raise UserError("the best epoch's particles are gone")
+        device = particles.storage[0].device
+        states: dict[int, dict[str, Tensor]] = {}
+        remembered = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind == "optimizer":
+                index, _, key = rest.partition("/")
+                states.setdefault(int(index), {})[key] = tensor
+            elif kind == "inference":
+                remembered[rest] = tensor
+        stored = [tensors[f"storage/{index}"] for index in range(len(particles.storage))]
+        for new, old in zip(stored, particles.storage, strict=True):
+            if new.shape != old.shape:
+                raise UserError("a checkpoint of other particles")
+        inference.restore(remembered)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+        with torch.no_grad():
+            for new, old in zip(stored, particles.storage, strict=True):
+                old.copy_(new)
+        self._referred = history.best_epoch
+        return Standing(tensors["loss_sum"].to(device), told["steps"], told["seconds"], history)
+
+    def keep_best(self, particles: Particles, epoch: int) -> None:
+        """Store the particles of the best epoch so far. Those of the best before stay while a checkpoint refers to them."""
+        save_particles(particles, self._best(epoch))
+        self._drop_best_but(epoch, self._referred)
+
+    def load_best(self, particles: Particles, epoch: int) -> None:
+        """Take up the particles of the best epoch."""
+        load_particles(particles, self._best(epoch))
+
+    def clear(self) -> None:
+        """Remove everything: the training is done, or cannot be gone on with."""
+        (self._folder / CHECKPOINT).unlink(missing_ok=True)
+        self._drop_best_but()
+
+    def _best(self, epoch: int) -> Path:
+        return self._folder / f"best-{epoch}.safetensors"
+
+    def _drop_best_but(self, *epochs: int | None) -> None:
+        kept = [self._best(epoch) for epoch in epochs if epoch is not None]
+        for path in self._folder.glob("best-*.safetensors"):
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+
+def check_finite(loss: float, epoch: int) -> None:
+    """Refuse a loss that is not finite.
+
+    Raises:
+        UserError: names the epoch (counted from 0) and the way out.
+    """
+    if not math.isfinite(loss):
+        raise UserError(f"the training loss became {loss} in epoch {epoch + 1}: lower learning_rate")
+
+
+def _from_text(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
