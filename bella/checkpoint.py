@@ -49,9 +49,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    return checksum(
-        (name, str(t.dtype), tuple(t.shape), memoryview(t.reshape(-1).view(torch.uint8).numpy())) for name, t in tensors.items()
-    )
+    return checksum((name, str(t.dtype), tuple(t.shape), t.reshape(-1).view(torch.uint8).numpy()) for name, t in tensors.items())
 
 
 def save_particles(particles: Particles, path: Path) -> None:

@@ -30,7 +30,7 @@ class Inference(ABC):
         """What the rule remembers from step to step, for a checkpoint; nothing, for most rules."""
         return {}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 (most remember nothing)
         """Take up what `state` gave."""
 
 

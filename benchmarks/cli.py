@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from bella.errors import UserError, suggest
-from benchmarks.console import print_backbone_costs, print_claims, print_tables, show_plan
+from benchmarks.console import print_backbone_costs, print_claims, print_tables, say_failures, show_plan
 from benchmarks.registries import ALL
 
 app = typer.Typer(
@@ -62,9 +62,13 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting for all runs; may be given several times.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    executor: Annotated[str, typer.Option(help="local: this process; ray: a Ray cluster.")] = "local",
+    cores: Annotated[int | None, typer.Option(min=1, help="Cores a run asks a cluster for [default: a node's].")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="GPUs a run asks a cluster for [default: 1 or 0].")] = None,
+    checkpoint_every: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints of a training.")] = 60.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and what each would do; do nothing.")] = False,
 ) -> None:
-    """Run a suite. Finished runs are found and not done again."""
+    """Run a suite. Finished runs are found and not done again, interrupted ones go on, failed ones are tried again."""
     from benchmarks.plan import make_plan
     from benchmarks.settings import parse_assignments
     from benchmarks.suite import load_suite, narrow, with_overrides
@@ -79,20 +83,38 @@ def run(
         show_plan(runs, folder, on_gpu=pick_device(device).type == "cuda")
         return
 
+    from benchmarks.executors import EXECUTORS, Terms, run_suite
+    from benchmarks.progress import Progress
+
+    if executor not in EXECUTORS:
+        raise UserError(f"--executor {executor}: {suggest(executor, EXECUTORS)}")
+    pick_device(device)  # refuses a name that is none
+    terms = Terms(device, checkpoint_every, cores, gpus)
+    with Progress() as progress:
+        outcomes = run_suite(with_overrides(chosen, overrides), runs, folder, terms=terms, progress=progress, executor=executor)
+    failed = [outcome for outcome in outcomes if outcome.failure is not None]
+    if len(failed) < len(outcomes):
+        _write_results(folder)
+    if failed:
+        say_failures(failed, len(outcomes))
+        raise typer.Exit(1)
+
+
+def _write_results(folder: Path) -> None:
+    """Tables, figures and report of a results folder; the tables are printed as well."""
     from benchmarks import tables
     from benchmarks.figures import write_figures
-    from benchmarks.progress import Progress
     from benchmarks.records import write_text
     from benchmarks.report import write_report
-    from benchmarks.runner import run_suite
 
-    with Progress() as progress:
-        run_suite(with_overrides(chosen, overrides), runs, folder, device=pick_device(device), progress=progress)
     made = tables.make_tables(folder)
-    for ending, form in tables.FORMS.items():
-        write_text(folder / f"tables.{ending}", form(made))
-    write_figures(folder, folder / "figures")
-    write_report(folder)
+    try:
+        for ending, form in tables.FORMS.items():
+            write_text(folder / f"tables.{ending}", form(made))
+        write_figures(folder, folder / "figures")
+        write_report(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: tables cannot be written: {error}; `bella report {folder}` writes them later") from error
     print_tables(made)
     Console(stderr=True, highlight=False).print(
         f"Written: {folder}/tables.md, .tex, .csv, figures/*.svg, report.html", soft_wrap=True

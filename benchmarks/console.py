@@ -35,6 +35,14 @@ def print_backbone_costs(
     console.print(table)
 
 
+def say_failures(failed: list[Any], count: int) -> None:
+    """Which runs have failed and why, on stderr."""
+    console = Console(stderr=True, highlight=False)
+    console.print(f"{len(failed)} of {count} runs failed; the same command tries them again:", soft_wrap=True)
+    for outcome in failed:
+        console.print(f"  {outcome.run.title}: {outcome.failure}", soft_wrap=True, markup=False)
+
+
 def show_plan(runs: list[Any], folder: Path, on_gpu: bool) -> None:
     """Every run, what it would do and need; then what is missing here, and how to get it."""
     from benchmarks.estimate import estimate
@@ -51,14 +59,13 @@ def show_plan(runs: list[Any], folder: Path, on_gpu: bool) -> None:
     for planned in track(runs):
         record = None if planned.missing else stored_record(planned, folder)
         to_do = ([] if record else ["train"]) + [task.name for task in missing_tasks(planned, record)]
-        name = f"{planned.problem} / {planned.label} / seed {planned.seed}"
         same = (planned.problem, planned.label, planned.backbone, planned.data_options)
         if same not in memory:
             memory[same] = estimate(planned, half_precision=on_gpu).memory_bytes
         weights = missing_weights(planned.backbone)
         lacking |= dict.fromkeys(found for found in (planned.missing, weights) if found)
         table.add_row(
-            name,
+            planned.title,
             str(planned.particles),
             "missing" if planned.missing else "here",
             f"{planned.backbone} ({planned.weights.description}{', to be fetched' if weights else ''})",

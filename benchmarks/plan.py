@@ -99,6 +99,11 @@ class Run:
         return config_hash(self.config)
 
     @property
+    def title(self) -> str:
+        """How a user is told of the run."""
+        return f"{self.problem} / {self.label} / seed {self.seed}"
+
+    @property
     def folder(self) -> Path:
         """Where the run's files lie, under the suite's folder."""
         return Path("runs") / self.problem / self.label / f"seed{self.seed}-{self.hash}"

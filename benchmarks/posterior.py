@@ -54,6 +54,7 @@ class StoredPosterior:
         self.folder = folder
         self.device = device
         self.average = run.recipe.average
+        self.chunk_size = run.chunk_size
         self._data = data
         self._on_batch = on_batch
         self._particles: Particles | None = None
@@ -77,7 +78,7 @@ class StoredPosterior:
             run.particles,
             head="head" if run.head == "trained" else None,
             seeds=derive_seed("particles", run.seed),
-            chunk_size=run.chunk_size,
+            chunk_size=self.chunk_size,
             **run.particle_options,
         )
         return self._particles
@@ -88,6 +89,15 @@ class StoredPosterior:
             load_particles(self.fresh_particles(), self.folder / PARTICLES)
         assert self._particles is not None
         return self._particles
+
+    def halve_chunks(self) -> bool:
+        """Have half as many particles computed at once from now on; False where it is one already."""
+        largest = self.run.particles if self._particles is None else self._particles.chunk_size
+        if largest == 1:
+            return False
+        self.chunk_size = largest // 2
+        self._particles = None
+        return True
 
     def store(self, particles: Particles) -> None:
         """Write the trained particles and their distances, dropping what an earlier training of this run has left."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,9 +14,19 @@ from rich.progress import track as rich_track
 
 if TYPE_CHECKING:
     from benchmarks.plan import Run
-    from benchmarks.records import Record
+    from benchmarks.runner import Outcome
 
 T = TypeVar("T")
+
+
+class RunProgress(Protocol):
+    """What a run tells while it goes on."""
+
+    def stepped(self, done: int, total: int, rate: float) -> None:
+        """A training step is done."""
+
+    def evaluated(self, done: int, total: int) -> None:
+        """A batch is evaluated."""
 
 
 class Progress:
@@ -36,9 +46,6 @@ class Progress:
             disable=not self._console.is_terminal,
         )
         self._all: TaskID | None = None
-        self._now: TaskID | None = None
-        self._begun = 0.0
-        self._heading = ""
 
     def __enter__(self) -> Progress:
         """Show the bars."""
@@ -49,37 +56,54 @@ class Progress:
         """Take them away."""
         self._bars.stop()
 
-    def run_begins(self, run: Run, number: int, count: int) -> None:
+    def expects(self, count: int) -> None:
+        """There are so many runs in all."""
+        self._all = self._bars.add_task("all runs", total=count)
+
+    def run_begins(self, run: Run) -> RunBar:
         """A run is taken up."""
+        return RunBar(self._bars, run.title)
+
+    def run_ends(self, outcome: Outcome, bar: RunBar | None = None) -> None:
+        """A run is done, was found done, or has failed."""
+        seconds = 0.0 if bar is None else bar.close()
+        if self._all is not None:
+            self._bars.advance(self._all)
+        if outcome.failure is not None:
+            self.says(f"{outcome.run.title}: failed: {outcome.failure}")
+            return
+        done = ["trained"] if outcome.trained else []
+        done += [f"evaluated {', '.join(outcome.evaluated)}"] if outcome.evaluated else []
+        what = f"{', '.join(done)} in {seconds:.0f} s" if done else "done before"
+        shown = f", accuracy {100 * outcome.accuracy:.1f} %" if outcome.accuracy is not None else ""
+        self.says(f"{outcome.run.title}: {what}{shown}")
+
+    def says(self, line: str) -> None:
+        """A line that stays."""
+        self._console.print(line, soft_wrap=True, markup=False)
+
+
+class RunBar:
+    """The bar of one run."""
+
+    def __init__(self, bars: Bars, title: str) -> None:
+        self._bars = bars
+        self._title = title
         self._begun = time.perf_counter()
-        self._heading = f"{run.problem} / {run.label} / seed {run.seed}"
-        if self._all is None:
-            self._all = self._bars.add_task("all runs", total=count)
-        self._bars.update(self._all, completed=number - 1)
-        self._now = self._bars.add_task(self._heading, total=None)
+        self._task = bars.add_task(title, total=None)
 
     def stepped(self, done: int, total: int, rate: float) -> None:
         """A training step is done."""
-        if self._now is not None:
-            self._bars.update(self._now, completed=done, total=total, description=f"{self._heading}: training")
+        self._bars.update(self._task, completed=done, total=total, description=f"{self._title}: training")
 
     def evaluated(self, done: int, total: int) -> None:
         """A batch is evaluated."""
-        if self._now is not None:
-            self._bars.update(self._now, completed=done, total=total, description=f"{self._heading}: evaluating")
+        self._bars.update(self._task, completed=done, total=total, description=f"{self._title}: evaluating")
 
-    def run_ends(self, run: Run, trained: bool, evaluated: tuple[str, ...], record: Record) -> None:
-        """A run is done, or was found done."""
-        if self._now is not None:
-            self._bars.remove_task(self._now)
-        if self._all is not None:
-            self._bars.advance(self._all)
-        done = ["trained"] if trained else []
-        done += [f"evaluated {', '.join(evaluated)}"] if evaluated else []
-        what = f"{', '.join(done)} in {time.perf_counter() - self._begun:.0f} s" if done else "done before"
-        accuracy = record.tasks.get("classification", {}).get("accuracy")
-        shown = f", accuracy {100 * accuracy:.1f} %" if accuracy is not None else ""
-        self._console.print(f"{self._heading}: {what}{shown}", soft_wrap=True)
+    def close(self) -> float:
+        """Take it away; the seconds since it was made."""
+        self._bars.remove_task(self._task)
+        return time.perf_counter() - self._begun
 
 
 def track(items: Sequence[T]) -> Iterator[T]:

@@ -60,7 +60,7 @@ class TaskResult(BaseModel):
 class Record(BaseModel):
     """One run's record. Metrics are flat: task -> name -> value, with `null` where a metric is undefined.
 
-    The checksum is of everything else in the file; records of earlier versions have none.
+    Its file has a checksum of all of this besides; those of earlier versions have none.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -71,12 +71,11 @@ class Record(BaseModel):
     task_results: dict[str, TaskResult]
     costs: dict[str, float | int | str | None]
     environment: dict[str, Any]
-    checksum: str | None = None
 
 
 def write_record(record: Record, folder: Path) -> None:
     """Write a run's record with a checksum of its content: to a temporary file, flushed, renamed."""
-    content = {"schema": record.schema_, **record.model_dump(exclude={"schema_", "checksum"})}
+    content = {"schema": record.schema_, **record.model_dump(exclude={"schema_"})}
     write_text(folder / FILE, json.dumps({**content, "checksum": _digest(content)}, indent=1, allow_nan=False) + "\n")
 
 
@@ -86,7 +85,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -114,16 +113,18 @@ def read_record(path: Path) -> Record:
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
         raise UserError(f"{path}: record schema {schema!r}, this version reads {SCHEMA}: remove its folder and run the suite again")
-    expected = content.get("checksum")
-    if expected is not None and expected != _digest({key: value for key, value in content.items() if key != "checksum"}):
-        raise UserError(f"{path}: a damaged record (its checksum is another one): remove its folder and run the suite again")
+    checksum = content.pop("checksum", None)
+    found = _digest(content)
     content["schema_"] = content.pop("schema")
     try:
-        return Record.model_validate(content)
+        record = Record.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: a damaged record ({place}: {first['msg']}): remove its folder and run the suite again") from error
+    if checksum not in (None, found):
+        raise UserError(f"{path}: a damaged record (its checksum is another one): remove its folder and run the suite again")
+    return record
 
 
 def to_frame(records: list[Record]) -> pd.DataFrame:

@@ -1,37 +1,66 @@
-"""Do the runs of a plan: train or load, evaluate, record. Finished work is found by its hash and not done again."""
+"""Do one run: train or go on training, evaluate, record. What is done is found by its hash and not done again."""
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 
 from bella.costs import PeakMemory, count_costs, peak_memory
 from bella.errors import UserError
-from bella.fit import History, fit
+from bella.files import remove_leftovers
+from bella.fit import fit
 from bella.particles import derive_seed
+from bella.resume import Checkpoints, History
 from benchmarks import environment
+from benchmarks.failures import clear_failure, reason_of, write_failure
 from benchmarks.onednn import fast_linear
 from benchmarks.plan import Run, TaskPlan
 from benchmarks.posterior import PARTICLES, StoredPosterior
 from benchmarks.problem import Data
-from benchmarks.progress import Progress
+from benchmarks.progress import RunProgress
 from benchmarks.records import FILE, SCHEMA, Record, RunInfo, TaskResult, read_record, write_record
 from benchmarks.registries import METHODS, PROBLEMS, TASKS
-from benchmarks.suite import Suite, write_suite
+
+T = TypeVar("T")
+
+LOCK = ".lock"
+
+
+@dataclasses.dataclass(frozen=True)
+class Workplace:
+    """Where and how runs are done.
+
+    Attributes:
+        out: the results folder.
+        device: where to compute.
+        checkpoint_seconds: between checkpoints of a training.
+        load_data: a run's data.
+    """
+
+    out: Path
+    device: torch.device
+    checkpoint_seconds: float
+    load_data: Callable[[Run], Data]
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one run: whether it was trained now, and which tasks were evaluated now."""
+    """What became of one run: whether it was trained now, which tasks were evaluated now, or why it failed."""
 
     run: Run
-    trained: bool
-    evaluated: tuple[str, ...]
+    trained: bool = False
+    evaluated: tuple[str, ...] = ()
+    accuracy: float | None = None
+    failure: str | None = None
 
 
 def missing_tasks(run: Run, record: Record | None) -> list[TaskPlan]:
@@ -52,62 +81,101 @@ def stored_record(run: Run, out: Path) -> Record | None:
     return read_record(path) if path.exists() else None
 
 
-def run_suite(suite: Suite, runs: Sequence[Run], out: Path, *, device: torch.device, progress: Progress) -> list[Outcome]:
-    """Do every run of a plan that is not done yet.
+def found_done(run: Run, out: Path) -> Outcome | None:
+    """The outcome of a run whose record answers all that is asked; None where something is to do."""
+    record = stored_record(run, out)
+    return None if record is None or missing_tasks(run, record) else Outcome(run, accuracy=_accuracy(record))
+
+
+def _accuracy(record: Record) -> float | None:
+    return record.tasks.get("classification", {}).get("accuracy")
+
+
+def attempt(run: Run, workplace: Workplace, progress: RunProgress, *, wait: bool) -> Outcome | None:
+    """Do what is not done of a run, alone among all processes; None where another one has it in hand.
+
+    A run that cannot be done is recorded as failed, and the suite goes on.
+
+    Args:
+        run: the run.
+        workplace: where and how.
+        progress: told of steps and batches.
+        wait: until the other process is done with it, or gone.
+    """
+    folder = workplace.out / run.folder
+    try:
+        with _claimed(folder, wait) as mine:
+            if not mine:
+                return None
+            remove_leftovers(folder)
+            # Read now: another process may have done it while this one waited.
+            outcome = _do(run, stored_record(run, workplace.out), workplace, progress)
+            clear_failure(folder)
+            return outcome
+    except Exception as error:
+        write_failure(error, folder)
+        return Outcome(run, failure=reason_of(error))
+
+
+@contextmanager
+def _claimed(folder: Path, wait: bool) -> Iterator[bool]:
+    """Whether the run is this process's own while the context lasts. The system frees the claim of a process that is killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _do(run: Run, record: Record | None, workplace: Workplace, progress: RunProgress) -> Outcome:
+    """Train a run unless its record says it is trained, then evaluate the tasks its record does not answer."""
+    folder = workplace.out / run.folder
+    posterior = StoredPosterior(run, folder, lambda: workplace.load_data(run), workplace.device, progress.evaluated)
+    checkpoints = Checkpoints(folder, workplace.checkpoint_seconds)
+    trained = record is None or (not (folder / PARTICLES).exists() and bool(missing_tasks(run, record)))
+    with fast_linear(workplace.device):
+        if trained:
+            record = _within_memory(posterior, partial(_train, run, posterior, checkpoints, workplace.device, progress))
+            write_record(record, folder)
+        checkpoints.clear()
+        assert record is not None
+        missing = missing_tasks(run, record)
+        for plan in missing:
+            task = TASKS.resolve(plan.name)()
+            options = task.options.model_validate(plan.options)
+            started = time.perf_counter()
+            record.tasks[plan.name] = _within_memory(posterior, partial(task.evaluate, posterior, options))
+            seconds = time.perf_counter() - started
+            record.task_results[plan.name] = TaskResult(hash=plan.hash, options=plan.options)
+            record.costs["eval_seconds"] = float(record.costs.get("eval_seconds") or 0.0) + seconds
+            write_record(record, folder)
+    return Outcome(run, trained, tuple(plan.name for plan in missing), _accuracy(record))
+
+
+def _within_memory(posterior: StoredPosterior, work: Callable[[], T]) -> T:
+    """What `work` gives, with fewer particles computed at once where the GPU's memory does not suffice.
 
     Raises:
-        UserError: the folder cannot be written, or a run cannot be done.
+        UserError: it does not suffice for one particle at a time.
     """
-    records = [stored_record(run, out) for run in runs]  # a damaged record is refused before anything is trained
-    try:
-        write_suite(suite, out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error}; choose another folder with --out") from error
-    environment.make_deterministic(device)
-    environment.reuse_freed_memory()
-    load_data = _DataCache()
-    outcomes = []
-    for number, (run, record) in enumerate(zip(runs, records, strict=True), start=1):
-        progress.run_begins(run, number, len(runs))
-        with fast_linear(device):
-            outcome = run_one(run, record, out, device=device, load_data=load_data, progress=progress)
-        outcomes.append(outcome)
-        progress.run_ends(run, outcome.trained, outcome.evaluated, read_record(out / run.folder / FILE))
-    return outcomes
+    while True:
+        try:
+            return work()
+        except torch.OutOfMemoryError as error:
+            if not posterior.halve_chunks():
+                raise UserError("out of GPU memory with one particle at a time: lower batch_size, or take a larger GPU") from error
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
-def run_one(
-    run: Run,
-    record: Record | None,
-    out: Path,
-    *,
-    device: torch.device,
-    load_data: Callable[[Run], Data],
-    progress: Progress,
-) -> Outcome:
-    """Train a run unless its record says it is trained, then evaluate the tasks its record does not answer."""
-    folder = out / run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    posterior = StoredPosterior(run, folder, lambda: load_data(run), device, progress.evaluated)
-    trained = record is None or (not (folder / PARTICLES).exists() and bool(missing_tasks(run, record)))
-    if trained:
-        record = _train(run, posterior, device, progress)
-        write_record(record, folder)
-    assert record is not None
-    missing = missing_tasks(run, record)
-    for plan in missing:
-        task = TASKS.resolve(plan.name)()
-        started = time.perf_counter()
-        record.tasks[plan.name] = task.evaluate(posterior, task.options.model_validate(plan.options))
-        seconds = time.perf_counter() - started
-        record.task_results[plan.name] = TaskResult(hash=plan.hash, options=plan.options)
-        record.costs["eval_seconds"] = float(record.costs.get("eval_seconds") or 0.0) + seconds
-        write_record(record, folder)
-    return Outcome(run, trained, tuple(plan.name for plan in missing))
-
-
-def _train(run: Run, posterior: StoredPosterior, device: torch.device, progress: Progress) -> Record:
-    """Train one run and store its particles; its record has no task results yet."""
+def _train(run: Run, posterior: StoredPosterior, checkpoints: Checkpoints, device: torch.device, progress: RunProgress) -> Record:
+    """Train one run, from its checkpoint on where there is one, and store its particles; its record has no task results yet."""
     data = posterior.data()
     rule = METHODS.resolve(run.method).rule(**run.inference_options)
     torch.manual_seed(derive_seed("run", run.seed))
@@ -121,6 +189,7 @@ def _train(run: Run, posterior: StoredPosterior, device: torch.device, progress:
             run.recipe,
             seed=derive_seed("minibatches", run.seed),
             device=device,
+            checkpoints=checkpoints,
             on_step=progress.stepped,
         )
     posterior.store(particles)
@@ -162,7 +231,7 @@ def _costs(counted: Any, history: History, peak: PeakMemory) -> dict[str, float 
     }
 
 
-class _DataCache:
+class DataCache:
     """The data of the problem in hand: neighbouring runs share them, another problem replaces them."""
 
     def __init__(self) -> None:
@@ -170,6 +239,7 @@ class _DataCache:
         self._data: Data | None = None
 
     def __call__(self, run: Run) -> Data:
+        """A run's data."""
         key = (run.problem, run.data_options)
         if self._data is None or key != self._key:
             self._data = PROBLEMS.resolve(run.problem)().load(run.data_options)

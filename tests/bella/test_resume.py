@@ -60,7 +60,7 @@ class Noisy(Inference):
         self.momentum = [state[str(index)] for index in range(len(state))]
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818
     """Stands for a kill: nothing after it is done."""
 
 

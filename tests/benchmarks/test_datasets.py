@@ -10,15 +10,14 @@ from typing import Any, NoReturn
 
 import miniatures
 import pytest
-import torch
 
 from benchmarks import tables
 from benchmarks.datasets import DataSetOptions
+from benchmarks.executors import Terms, run_suite
 from benchmarks.plan import make_plan
 from benchmarks.progress import Progress
 from benchmarks.records import FILE, Record, read_record
 from benchmarks.registries import PROBLEMS
-from benchmarks.runner import run_suite
 from benchmarks.suite import Suite
 
 WRITERS: dict[str, Callable[[Path], None]] = {
@@ -76,7 +75,7 @@ def learn(problem: str, tasks: dict[str, dict[str, Any]], out: Path, **settings:
     )
     runs = make_plan(suite)
     with Progress() as progress:
-        run_suite(suite, runs, out, device=torch.device("cpu"), progress=progress)
+        run_suite(suite, runs, out, terms=Terms("cpu"), progress=progress)
     record = read_record(out / runs[0].folder / FILE)
     assert record.run.data in tables.to_markdown(tables.make_tables(out))
     assert set(record.tasks) == set(tasks)

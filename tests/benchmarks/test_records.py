@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from bella import files
 from bella.errors import UserError
-from benchmarks import records
 from benchmarks.records import FILE, Record, RunInfo, read_record, write_record
 from benchmarks.stored import find_runs
 
@@ -37,7 +40,7 @@ def test_a_failing_write_leaves_the_old_record_and_no_temporary(tmp_path: Path, 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(records.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_record(changed, tmp_path)
     assert (tmp_path / FILE).read_bytes() == before
@@ -85,3 +88,35 @@ def test_bytes_that_are_no_text_are_a_damaged_record(tmp_path: Path) -> None:
     (folder / FILE).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"seed0/record\.json: a damaged record"):
         find_runs(tmp_path)
+
+
+@given(st.data())
+def test_a_flipped_bit_or_a_cut_end_is_refused_or_changes_nothing(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / FILE
+        write_record(make_record(), path.parent)
+        content = bytearray(path.read_bytes())
+        if data.draw(st.booleans()):
+            content = content[: data.draw(st.integers(0, len(content) - 1))]
+        else:
+            bit = data.draw(st.integers(0, 8 * len(content) - 1))
+            content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            found = read_record(path)
+        except UserError as error:
+            assert str(path) in str(error)
+        else:
+            assert found == make_record()  # white space
+
+
+def test_records_without_a_checksum_are_read_and_other_schemas_refused_by_name(tmp_path: Path) -> None:
+    write_record(make_record(), tmp_path)
+    content = json.loads((tmp_path / FILE).read_text())
+    del content["checksum"]
+    (tmp_path / FILE).write_text(json.dumps(content))
+    assert read_record(tmp_path / FILE) == make_record()
+    for schema in (0, 2, "1", None):
+        (tmp_path / FILE).write_text(json.dumps({**content, "schema": schema}))
+        with pytest.raises(UserError, match=f"record schema {schema!r}, this version reads 1"):
+            read_record(tmp_path / FILE)
