@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = ["workers", "benchmarks.executors", "benchmarks.image_backbones", "benchmarks.methods", "baselines.full_rank"]
-TASKS = ["benchmarks.tasks.classification", "benchmarks.problems.random_images", "bella.svgd", "torchmetrics", "sklearn.metrics"]
+TASKS = [
+    "timm",
+    "benchmarks.tasks.classification",
+    "benchmarks.problems.random_images",
+    "bella.svgd",
+    "torchmetrics",
+    "sklearn.metrics",
+]
 
 SUITE: dict[str, Any] = {
     "name": "tiny",
@@ -35,7 +42,7 @@ def run(suite: dict[str, Any], out: Path, log: Path, checkpoint_seconds: float, 
 
     torch.set_num_threads(1)
     if setup:
-        exec(setup)
+        exec(setup, {})
     chosen = Suite.model_validate(suite)
     with Progress() as progress:
         outcomes = run_suite(chosen, make_plan(chosen), out, terms=Terms("cpu", checkpoint_seconds), progress=progress)

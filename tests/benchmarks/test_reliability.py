@@ -63,7 +63,7 @@ def kill_and_repeat(kills: int, folder: Path, undisturbed: dict[str, Any], seed:
     out, moments, finished = folder / "out", random.Random(seed), 0
     while kills:
         process = workers.start(TINY, out, folder / "log", 0.0)
-        process.join(moments.uniform(0.02, 2.5))
+        process.join(moments.uniform(0.02, 1.2))
         if process.is_alive():
             os.kill(process.pid or 0, 9)
             process.join()
@@ -210,7 +210,9 @@ def test_data_that_vanish_fail_their_runs(
                 pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8).numpy()
                 Image.fromarray(pixels).save(data / split / kind / f"{i}.png")
     settings = {"data": str(data), "image_size": 16}
-    suite = write_suite(tmp_path, problems=[{"problem": "imagefolder", "settings": settings}, *TINY["problems"]], methods=["bella-svgd"])
+    suite = write_suite(
+        tmp_path, problems=[{"problem": "imagefolder", "settings": settings}, *TINY["problems"]], methods=["bella-svgd"]
+    )
     out, away = tmp_path / "out", tmp_path / "away"
     real = executors.run_here
     begun: list[object] = []
