@@ -79,8 +79,9 @@ class Registry:
         entry = self.entry(name)
         try:
             return load_target(entry.target)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"{self.kind} {name!r} ({entry.target}, from {entry.origin}) cannot be loaded: {error}") from error
+        except Exception as error:  # a module of another package may raise anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{self.kind} {name!r} ({entry.target}, from {entry.origin}) cannot be loaded: {reason}") from error
 
 
 def load_target(target: str) -> Any:

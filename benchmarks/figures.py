@@ -119,15 +119,13 @@ def make_figures(folder: Path) -> dict[str, Drawn]:
     """
     import matplotlib as mpl
 
-    from benchmarks.registries import TASKS
-
     made: dict[str, Drawn] = {}
     with mpl.rc_context(SETTINGS):
         for problem, rows in group_runs(folder).items():
             records = [run.record for runs in rows.values() for run in runs]
-            for name in answered_tasks(records):
+            for name, task in answered_tasks(records).items():
                 answered = {label: own for label, runs in rows.items() if (own := [r for r in runs if name in r.record.tasks])}
-                for title, figure in TASKS.resolve(name)().figures(answered).items():
+                for title, figure in task().figures(answered).items():
                     shown = f"{problem}: {title.replace('-', ' ')}"
                     figure.suptitle(shown, fontsize=10)
                     made[f"{problem}-{title}"] = Drawn(problem, name, shown, figure)

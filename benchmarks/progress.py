@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -66,7 +65,8 @@ class Progress:
 
     def run_ends(self, outcome: Outcome, bar: RunBar | None = None) -> None:
         """A run is done, was found done, or has failed."""
-        seconds = 0.0 if bar is None else bar.close()
+        if bar is not None:
+            bar.close()
         if self._all is not None:
             self._bars.advance(self._all)
         if outcome.failure is not None:
@@ -74,7 +74,7 @@ class Progress:
             return
         done = ["trained"] if outcome.trained else []
         done += [f"evaluated {', '.join(outcome.evaluated)}"] if outcome.evaluated else []
-        what = f"{', '.join(done)} in {seconds:.0f} s" if done else "done before"
+        what = f"{', '.join(done)} in {outcome.seconds:.0f} s" if done else "done before"
         shown = f", accuracy {100 * outcome.accuracy:.1f} %" if outcome.accuracy is not None else ""
         self.says(f"{outcome.run.title}: {what}{shown}")
 
@@ -89,7 +89,6 @@ class RunBar:
     def __init__(self, bars: Bars, title: str) -> None:
         self._bars = bars
         self._title = title
-        self._begun = time.perf_counter()
         self._task = bars.add_task(title, total=None)
 
     def stepped(self, done: int, total: int, rate: float) -> None:
@@ -100,10 +99,9 @@ class RunBar:
         """A batch is evaluated."""
         self._bars.update(self._task, completed=done, total=total, description=f"{self._title}: evaluating")
 
-    def close(self) -> float:
-        """Take it away; the seconds since it was made."""
+    def close(self) -> None:
+        """Take it away."""
         self._bars.remove_task(self._task)
-        return time.perf_counter() - self._begun
 
 
 def track(items: Sequence[T]) -> Iterator[T]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.failures import find_failures
 from benchmarks.figures import make_figures, svg
 from benchmarks.records import write_text
 from benchmarks.stored import StoredRun
@@ -45,6 +46,7 @@ def render(folder: Path) -> str:
         suite=suite.get("name", folder.name),
         description=suite.get("description", ""),
         suite_text=suite_text,
+        failures=find_failures(folder),
         tasks=list(dict.fromkeys(table.task for table in tables)),
         problems=list(grouped),
         leaderboard=leaderboard(tables),

@@ -54,13 +54,14 @@ class Workplace:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one run: whether it was trained now, which tasks were evaluated now, or why it failed."""
+    """What became of one run: whether it was trained now, which tasks were evaluated now, why it failed, its seconds."""
 
     run: Run
     trained: bool = False
     evaluated: tuple[str, ...] = ()
     accuracy: float | None = None
     failure: str | None = None
+    seconds: float = 0.0
 
 
 def missing_tasks(run: Run, record: Record | None) -> list[TaskPlan]:
@@ -103,6 +104,7 @@ def attempt(run: Run, workplace: Workplace, progress: RunProgress, *, wait: bool
         wait: until the other process is done with it, or gone.
     """
     folder = workplace.out / run.folder
+    begun = time.perf_counter()
     try:
         with _claimed(folder, wait) as mine:
             if not mine:
@@ -111,10 +113,10 @@ def attempt(run: Run, workplace: Workplace, progress: RunProgress, *, wait: bool
             # Read now: another process may have done it while this one waited.
             outcome = _do(run, stored_record(run, workplace.out), workplace, progress)
             clear_failure(folder)
-            return outcome
+            return dataclasses.replace(outcome, seconds=time.perf_counter() - begun)
     except Exception as error:
         write_failure(error, folder)
-        return Outcome(run, failure=reason_of(error))
+        return Outcome(run, failure=reason_of(error), seconds=time.perf_counter() - begun)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,10 +109,9 @@ def make_tables(folder: Path) -> list[Table]:
         rows = {label: [run.record for run in runs] for label, runs in grouped.items()}
         records = [record for members in rows.values() for record in members]
         source = describe_source(records)
-        for name in answered_tasks(records):
+        for name, task in answered_tasks(records).items():
             answered = {label: own for label, members in rows.items() if (own := [r for r in members if name in r.tasks])}
             known = set().union(*(record.tasks[name] for members in answered.values() for record in members))
-            task = TASKS.resolve(name)
             costs = SUMMARY_COSTS
             for title, listed in task.tables.items():
                 columns = tuple(column for column in listed if column.metric in known)
@@ -128,9 +128,16 @@ def make_tables(folder: Path) -> list[Table]:
     return tables
 
 
-def answered_tasks(records: Sequence[Record]) -> list[str]:
-    """The tasks that some record answers, in the registry's order."""
-    return [name for name in TASKS.names() if any(name in record.tasks for record in records)]
+def answered_tasks(records: Sequence[Record]) -> dict[str, Any]:
+    """The tasks that some record answers, by name, in the registry's order; one that cannot be imported is named and left out."""
+    found = {}
+    for name in TASKS.names():
+        if any(name in record.tasks for record in records):
+            try:
+                found[name] = TASKS.resolve(name)
+            except UserError as error:
+                warnings.warn(f"{error}: its results are left out", stacklevel=2)
+    return found
 
 
 def summarise(records: Sequence[Record], task: str, column: Column) -> Value:

@@ -192,7 +192,9 @@ def test_a_loss_that_is_not_finite_fails_its_run_alone(
     assert "random-images / ensemble / seed 0: the training loss became" in captured.err
     failure = json.loads(next(out.rglob("failure.json")).read_text())
     assert "lower learning_rate" in failure["reason"]
-    assert "ensemble" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "1 runs failed" in page
+    assert "the training loss became" in page
     assert len(trained) == 2
     assert bella(monkeypatch, "run", suite, "--out", out) == 1  # tries the failed one alone
     assert len(trained) == 3

@@ -243,3 +243,14 @@ def test_a_task_and_a_method_of_another_package_run_and_show(
     printed = capsys.readouterr().out
     assert "Confidence (%)" in printed
     assert "| mine" in printed
+
+    # The plugin breaks: it is named, and the rest is shown.
+    broken = [Point("confidence", "benchmarks.no_such_module:PLUGGED")]
+    monkeypatch.setattr(metadata, "entry_points", lambda group: broken if group == "bella.tasks" else [])
+    for registry in registries.ALL.values():
+        monkeypatch.setattr(registry, "_entries", None)
+    with pytest.warns(UserWarning, match=r"task 'confidence' .* cannot be loaded: .*: its results are left out"):
+        assert bella(monkeypatch, "report", copy) == 0
+    page = (copy / "report.html").read_text()
+    assert "Accuracy" in page or "Acc." in page
+    assert "Confidence (%)" not in page
