@@ -53,13 +53,15 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def save_particles(particles: Particles, path: Path) -> None:
-    """Write every trainable parameter of every particle, name -> (n, ...)."""
-    tensors = {name: tensor.detach() for name, tensor in particles.stacked_parameters().items()}
-    save_tensors(tensors, path, {"format": "bella-particles/1", "parameterisation": type(particles).__name__})
+    """Write every trainable parameter of every particle, name -> (n, ...); of all processes' particles, by the leading one."""
+    tensors = {name: particles.shard.gather(tensor.detach()) for name, tensor in particles.stacked_parameters().items()}
+    if particles.shard.leads:
+        save_tensors(tensors, path, {"format": "bella-particles/1", "parameterisation": type(particles).__name__})
+    particles.shard.everyone_done()
 
 
 def load_particles(particles: Particles, path: Path) -> None:
-    """Read particles written by `save_particles` into particles of the same architecture.
+    """Read particles written by `save_particles` into particles of the same architecture; each process takes its own.
 
     Raises:
         UserError: the file is damaged, or its names or shapes are of another architecture; nothing is changed then.
@@ -67,7 +69,7 @@ def load_particles(particles: Particles, path: Path) -> None:
     tensors = load_tensors(path)
     stacked = particles.stacked_parameters()
     for name in [*stacked, *tensors]:
-        here = tuple(stacked[name].shape) if name in stacked else "nothing"
+        here = (particles.shard.total, *stacked[name].shape[1:]) if name in stacked else "nothing"
         there = tuple(tensors[name].shape) if name in tensors else "nothing"
         if here != there:
             raise UserError(
@@ -76,4 +78,4 @@ def load_particles(particles: Particles, path: Path) -> None:
             )
     with torch.no_grad():
         for name, tensor in stacked.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(tensors[name][particles.shard.rows])

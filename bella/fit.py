@@ -23,6 +23,7 @@ from bella.inference import Inference
 from bella.particles import Particles, derive_seed, map_inputs
 from bella.predictive import autocast, log_predictive, predict
 from bella.resume import Checkpoints, Epoch, History, Standing, check_finite
+from bella.sharding import OnAllParticles
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def fit(
 
     Each step descends U = mean NLL - log prior / N: gradients of every chunk of particles, the prior's, the inference
     rule's transform, clipping per particle, AdamW. With checkpoints a training that was killed goes on from the last one and
-    ends with the numbers of an undisturbed one; they are the caller's to clear, once the particles are stored.
+    ends with the numbers of an undisturbed one; they are the caller's to clear, once the particles are stored. Where the particles
+    are a process's share of all, every process calls this, and the others' arguments are the same but for the particles.
 
     Raises:
         UserError: the loss is no longer finite, or the rates do not fit the particles.
@@ -102,6 +104,8 @@ def fit(
     warmup = round(recipe.warmup * total_steps) if recipe.warmup_steps is None else recipe.warmup_steps
     particles.zero_gradients()
     optimizer = optimizer_for(particles, recipe)
+    if inference.couples and particles.shard.total > particles.num_particles:
+        inference = OnAllParticles(inference, particles)
     peaks = [group["lr"] for group in optimizer.param_groups]
     # Worth its memory only if some epoch comes back to an example.
     features, unseen = (FeatureCache(particles, split, device) if recipe.epochs > 1 else None for split in (training, validation))
@@ -131,11 +135,11 @@ def fit(
                 standing.steps = step + 1
                 if on_step is not None:
                     on_step(done + 1, total_steps, rate)
-                if standing.steps < steps_an_epoch and checkpoints.due():
+                if standing.steps < steps_an_epoch and checkpoints.due(particles):
                     standing.seconds = time.perf_counter() - begun
                     checkpoints.save(standing, particles, optimizer, inference)
                     begun = time.perf_counter() - standing.seconds
-            training_nll = float(standing.loss_sum) / steps_an_epoch
+            training_nll = float(particles.shard.mean(standing.loss_sum)) / steps_an_epoch
             history.train_seconds += time.perf_counter() - begun
             history.examples += len(training)
             check_finite(training_nll, epoch)
@@ -146,7 +150,7 @@ def fit(
                 history.best_epoch = epoch
                 if epoch + 1 < recipe.epochs:
                     checkpoints.keep_best(particles, epoch)
-            if epoch + 1 < recipe.epochs and checkpoints.due():
+            if epoch + 1 < recipe.epochs and checkpoints.due(particles):
                 checkpoints.save(standing, particles, optimizer, inference)
         if history.best_epoch + 1 < recipe.epochs:
             checkpoints.load_best(particles, history.best_epoch)
@@ -240,6 +244,7 @@ def validation_nll(
 ) -> float:
     """NLL of the averaged prediction, nats an example."""
     logits = predict(particles, validation, batch_size=max(recipe.batch_size, 64), device=device, features=features)
+    logits = particles.shard.gather(logits)
     return float(F.nll_loss(log_predictive(logits.double(), recipe.average), validation.targets))
 
 
@@ -255,9 +260,10 @@ def optimizer_for(particles: Particles, recipe: Recipe) -> torch.optim.Optimizer
     rate = particles.default_learning_rate if recipe.learning_rate is None else recipe.learning_rate
     groups: list[dict[str, object]]
     if isinstance(rate, tuple):
-        if len(rate) != particles.num_particles:
-            raise UserError(f"learning_rate has {len(rate)} numbers for {particles.num_particles} particles: give one, or one each")
-        groups = [{"params": particles.rows(index), "lr": own} for index, own in enumerate(rate)]
+        shard = particles.shard
+        if len(rate) != shard.total:
+            raise UserError(f"learning_rate has {len(rate)} numbers for {shard.total} particles: give one, or one each")
+        groups = [{"params": particles.rows(index), "lr": own} for index, own in enumerate(rate[shard.rows])]
     else:
         groups = [{"params": list(particles.storage), "lr": rate}]
     return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True)

@@ -11,7 +11,13 @@ from bella.particles import Particles
 
 
 class Inference(ABC):
-    """One inference rule."""
+    """One inference rule.
+
+    Class attribute `couples`: whether what one particle does depends on the others; where it does not, particles on
+    different devices need not meet.
+    """
+
+    couples = True
 
     @abstractmethod
     def transform(self, particles: Particles, training_size: int) -> None:
@@ -36,6 +42,8 @@ class Inference(ABC):
 
 class Independent(Inference):
     """Every particle follows its own gradient: an ensemble of MAP estimates."""
+
+    couples = False
 
     def transform(self, particles: Particles, training_size: int) -> None:
         """Leave the gradients as they are."""

@@ -59,6 +59,44 @@ class _Slot:
     channels_last: bool = False
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Which of all n particles these are. In one process: all. `bella/sharding.py` splits them over several.
+
+    Attributes:
+        total: n.
+        rows: of these particles among all.
+    """
+
+    total: int
+    rows: slice
+
+    @classmethod
+    def whole(cls, num_particles: int) -> Shard:
+        """All of them."""
+        return cls(num_particles, slice(0, num_particles))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files."""
+        return True
+
+    def gather(self, own: Tensor) -> Tensor:
+        """(k, ...) of every process -> (n, ...)."""
+        return own
+
+    def mean(self, own: Tensor) -> Tensor:
+        """The mean over all particles of what is a mean over each process's."""
+        return own
+
+    def decide(self, own: bool) -> bool:
+        """What the leading process has decided."""
+        return own
+
+    def everyone_done(self) -> None:
+        """Wait for all processes."""
+
+
 class Particles(nn.Module, ABC):
     """n particles over one shared, frozen theta_0.
 
@@ -82,6 +120,7 @@ class Particles(nn.Module, ABC):
         self.num_particles = num_particles
         self.chunk_size = min(chunk_size, num_particles)
         self.seeds = tuple(seeds)
+        self.shard = Shard.whole(num_particles)
         self.storage = nn.ParameterList()
         self._slots: dict[str, _Slot] = {}
         self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}

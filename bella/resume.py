@@ -76,43 +76,49 @@ class Checkpoints:
         self._next = time.perf_counter() + seconds
         self._referred: int | None = None  # the best epoch that the checkpoint on disk goes on with
 
-    def due(self) -> bool:
-        """Whether it is time for one."""
-        return time.perf_counter() >= self._next
+    def due(self, particles: Particles) -> bool:
+        """Whether it is time for one; all processes agree."""
+        return particles.shard.decide(time.perf_counter() >= self._next)
 
     def save(self, standing: Standing, particles: Particles, optimizer: torch.optim.Optimizer, inference: Inference) -> None:
-        """Write one.
+        """Write one, of all processes' particles.
 
         Raises:
             UserError: the loss is no longer finite: there is nothing to go on from.
             OSError: it cannot be written.
         """
         begun = time.perf_counter()
-        check_finite(float(standing.loss_sum), len(standing.history.epochs))
+        shard = particles.shard
+        loss_sum = shard.mean(standing.loss_sum)
+        check_finite(float(loss_sum), len(standing.history.epochs))
         told = {"steps": standing.steps, "seconds": standing.seconds, "history": dataclasses.asdict(standing.history)}
-        tensors = {"standing": _from_text(json.dumps(told)), "loss_sum": standing.loss_sum}
-        tensors |= {f"storage/{index}": stored for index, stored in enumerate(particles.storage)}
+        tensors = {"standing": _from_text(json.dumps(told)), "loss_sum": loss_sum}
+        tensors |= {f"storage/{index}": shard.gather(stored) for index, stored in enumerate(particles.storage)}
         tensors |= {f"inference/{name}": tensor for name, tensor in inference.state().items()}
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in state.items()}
-        save_tensors(tensors, self._folder / CHECKPOINT, {"format": "bella-training/1"})
-        self._referred = standing.history.best_epoch
-        self._drop_best_but(self._referred)
+        for index, state in enumerate(_stacked_state(optimizer, len(particles.storage))):
+            for name, tensor in state.items():
+                tensors[f"optimizer/{index}/{name}"] = shard.gather(tensor) if tensor.dim() else tensor
+        if shard.leads:
+            save_tensors(tensors, self._folder / CHECKPOINT, {"format": "bella-training/2"})
+            self._referred = standing.history.best_epoch
+            self._drop_best_but(self._referred)
+        shard.everyone_done()
         now = time.perf_counter()
         self._next = now + max(self._seconds, (now - begun) / LARGEST_SHARE)
 
     def restore(self, particles: Particles, optimizer: torch.optim.Optimizer, inference: Inference) -> Standing | None:
         """Take up the checkpoint; None where there is none, or only a damaged one, which is removed: the training begins anew."""
         path = self._folder / CHECKPOINT
-        if not path.exists():
+        standing = None
+        if path.exists():
+            try:
+                standing = self._restore(load_tensors(path), particles, optimizer, inference)
+            except (UserError, KeyError, ValueError, TypeError, RuntimeError) as error:
+                warnings.warn(f"{path} cannot be gone on from, the training begins anew: {error}", stacklevel=2)
+        particles.shard.everyone_done()
+        if standing is None and particles.shard.leads:
             self.clear()
-            return None
-        try:
-            return self._restore(load_tensors(path), particles, optimizer, inference)
-        except (UserError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            warnings.warn(f"{path} cannot be gone on from, the training begins anew: {error}", stacklevel=2)
-            self.clear()
-            return None
+        return standing
 
     def _restore(
         self, tensors: dict[str, Tensor], particles: Particles, optimizer: torch.optim.Optimizer, inference: Inference
@@ -120,34 +126,36 @@ class Checkpoints:
         told = json.loads(bytes(tensors["standing"].numpy()))
         history = told["history"]
         history = History(**{**history, "epochs": [Epoch(**epoch) for epoch in history["epochs"]]})
-        if history.epochs and not self._best(history.best_epoch).exists():
-            raise UserError("the best epoch's particles are gone")
-        device = particles.storage[0].device
-        states: dict[int, dict[str, Tensor]] = {}
+        if history.epochs:
+            load_tensors(self._best(history.best_epoch))  # refuses one that is gone or damaged
+        shard = particles.shard
+        states: list[dict[str, Tensor]] = [{} for _ in particles.storage]
         remembered = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             if kind == "optimizer":
                 index, _, key = rest.partition("/")
-                states.setdefault(int(index), {})[key] = tensor
+                states[int(index)][key] = tensor[shard.rows] if tensor.dim() else tensor
             elif kind == "inference":
                 remembered[rest] = tensor
         stored = [tensors[f"storage/{index}"] for index in range(len(particles.storage))]
         for new, old in zip(stored, particles.storage, strict=True):
-            if new.shape != old.shape:
+            if new.shape != (shard.total, *old.shape[1:]):
                 raise UserError("a checkpoint of other particles")
         inference.restore(remembered)
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+        _restore_state(optimizer, states)
         with torch.no_grad():
             for new, old in zip(stored, particles.storage, strict=True):
-                old.copy_(new)
+                old.copy_(new[shard.rows])
         self._referred = history.best_epoch
-        return Standing(tensors["loss_sum"].to(device), told["steps"], told["seconds"], history)
+        loss_sum = tensors["loss_sum"].to(particles.storage[0].device)
+        return Standing(loss_sum, told["steps"], told["seconds"], history)
 
     def keep_best(self, particles: Particles, epoch: int) -> None:
         """Store the particles of the best epoch so far. Those of the best before stay while a checkpoint refers to them."""
         save_particles(particles, self._best(epoch))
-        self._drop_best_but(epoch, self._referred)
+        if particles.shard.leads:
+            self._drop_best_but(epoch, self._referred)
 
     def load_best(self, particles: Particles, epoch: int) -> None:
         """Take up the particles of the best epoch."""
@@ -166,6 +174,29 @@ class Checkpoints:
         for path in self._folder.glob("best-*.safetensors"):
             if path not in kept:
                 path.unlink(missing_ok=True)
+
+
+def _stacked_state(optimizer: torch.optim.Optimizer, tensors: int) -> list[dict[str, Tensor]]:
+    """The optimizer's state of each storage tensor, (k, ...), whether it steps them whole or a particle at a time."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    stacked = []
+    for index in range(tensors):
+        own = [optimizer.state[parameter] for parameter in parameters[index::tensors]]
+        stacked.append({name: torch.cat([s[name] for s in own]) if first.dim() else first for name, first in own[0].items()})
+    return stacked
+
+
+def _restore_state(optimizer: torch.optim.Optimizer, stacked: list[dict[str, Tensor]]) -> None:
+    """The inverse of `_stacked_state`."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    particles = len(parameters) // len(stacked)
+    states = {}
+    for number in range(len(parameters)):
+        particle, index = divmod(number, len(stacked))
+        rows = slice(particle, particle + 1) if particles > 1 else slice(None)
+        # Clones: a counter of steps that several parameters shared would count for each of them.
+        states[number] = {name: tensor[rows] if tensor.dim() else tensor.clone() for name, tensor in stacked[index].items()}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
 def check_finite(loss: float, epoch: int) -> None:
