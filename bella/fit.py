@@ -113,7 +113,9 @@ def fit(
         if checkpoints is None:
             folder = until_done.enter_context(tempfile.TemporaryDirectory(prefix="bella-"))
             checkpoints = Checkpoints(Path(folder), seconds=math.inf)
-        standing = checkpoints.restore(particles, optimizer, inference) or Standing(torch.zeros((), device=device))
+        standing = checkpoints.restore(particles, optimizer, inference) or Standing(
+            torch.zeros((), device=device, dtype=torch.float64)
+        )
         history = standing.history
         first_epoch = len(history.epochs)
         if features is not None and (first_epoch or standing.steps):
@@ -145,7 +147,7 @@ def fit(
             check_finite(training_nll, epoch)
             nll = validation_nll(particles, validation, recipe, device, unseen)
             history.epochs.append(Epoch(training_nll, nll, time.perf_counter() - begun))
-            standing.steps, standing.seconds, standing.loss_sum = 0, 0.0, torch.zeros((), device=device)
+            standing.steps, standing.seconds, standing.loss_sum = 0, 0.0, torch.zeros((), device=device, dtype=torch.float64)
             if epoch == 0 or nll < history.epochs[history.best_epoch].validation_nll:
                 history.best_epoch = epoch
                 if epoch + 1 < recipe.epochs:
@@ -206,7 +208,7 @@ def loss_and_gradients(particles: Particles, prepared: Any, targets: Tensor) -> 
         prepared: a batch, as `Particles.prepare` gives it.
         targets: (n, b).
     """
-    total = torch.zeros((), device=targets.device)
+    total = torch.zeros((), device=targets.device, dtype=torch.float64)
     for rows in particles.chunks():
         with autocast(targets.device):
             logits = particles.chunk_logits(prepared, rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from bella.errors import UserError
-from benchmarks import environment
+from benchmarks import environment, processes
 from benchmarks.plan import Run
 from benchmarks.progress import Progress
 from benchmarks.runner import DataCache, Outcome, Workplace, attempt, found_done
@@ -48,6 +48,8 @@ def run_suite(
     Raises:
         UserError: the folder cannot be written, a record in it is damaged, or the executor cannot be had.
     """
+    if executor == "local" and not processes.leads():
+        return _help(runs, out, terms, progress)
     found = [found_done(run, out) for run in runs]  # a damaged record is refused before anything is trained
     try:
         write_suite(suite, out)
@@ -57,8 +59,7 @@ def run_suite(
     for outcome in filter(None, found):
         progress.run_ends(outcome)
     remaining = [run for run, outcome in zip(runs, found, strict=True) if outcome is None]
-    made = EXECUTORS[executor](remaining, out, terms, progress) if remaining else []
-    return [*filter(None, found), *made]
+    return [*filter(None, found), *EXECUTORS[executor](remaining, out, terms, progress)]
 
 
 def prepare_process(device: torch.device) -> None:
@@ -71,7 +72,15 @@ def run_here(runs: Sequence[Run], out: Path, terms: Terms, progress: Progress) -
     """One run after the other in this process; what another process has in hand comes last."""
     device = environment.pick_device(terms.device)
     prepare_process(device)
-    workplace = Workplace(out, device, terms.checkpoint_seconds, DataCache())
+    with processes.joined(device):
+        workplace = Workplace(out, device, terms.checkpoint_seconds, DataCache(), processes.summon)
+        outcomes = _one_after_the_other(runs, workplace, progress)
+        processes.dismiss()
+    return outcomes
+
+
+def _one_after_the_other(runs: Sequence[Run], workplace: Workplace, progress: Progress) -> list[Outcome]:
+    out = workplace.out
     outcomes: list[Outcome] = []
     waiting, round_of_waiting = list(runs), False
     while waiting:
@@ -91,6 +100,15 @@ def run_here(runs: Sequence[Run], out: Path, terms: Terms, progress: Progress) -
             time.sleep(POLL_SECONDS)
         round_of_waiting, waiting = bool(postponed), postponed
     return outcomes
+
+
+def _help(runs: Sequence[Run], out: Path, terms: Terms, progress: Progress) -> list[Outcome]:
+    """Take shares of the leading process's trainings; the outcomes are its."""
+    device = environment.pick_device(terms.device)
+    prepare_process(device)
+    with processes.joined(device):
+        processes.help_with(runs, Workplace(out, device, terms.checkpoint_seconds, DataCache()), progress)
+    return []
 
 
 def run_on_ray(runs: Sequence[Run], out: Path, terms: Terms, progress: Progress) -> list[Outcome]:

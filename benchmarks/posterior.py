@@ -15,7 +15,8 @@ from bella.checkpoint import load_particles, load_tensors, save_particles, save_
 from bella.costs import count_parameters
 from bella.diversity import product_distances, weight_distances
 from bella.errors import UserError, suggest
-from bella.particles import Particles, derive_seed
+from bella.heads import particle_seeds
+from bella.particles import Particles, Shard, derive_seed
 from bella.predictive import predict
 from benchmarks.backbones import build_classifier
 from benchmarks.plan import Run
@@ -65,22 +66,25 @@ class StoredPosterior:
         """The problem's data."""
         return self._data()
 
-    def fresh_particles(self) -> Particles:
-        """The particles as they are before training, on theta_0 of this run."""
+    def fresh_particles(self, shard: Shard | None = None) -> Particles:
+        """The particles as they are before training, on theta_0 of this run; a process's share of them, or all."""
         run, data = self.run, self.data()
         model = build_classifier(
             run.backbone, class_names=data.class_names, image_size=data.image_size, head=run.head, templates=data.templates
         )
         tokenize_questions(data, model.tokenize, run.backbone)
         self.base_parameters, self.base_bytes = count_parameters(model)
+        shard = shard or Shard.whole(run.particles)
+        seeds = particle_seeds(derive_seed("particles", run.seed), run.particles)[shard.rows]
         self._particles = METHODS.resolve(run.method).particles(
             model.to(self.device),
-            run.particles,
+            len(seeds),
             head="head" if run.head == "trained" else None,
-            seeds=derive_seed("particles", run.seed),
+            seeds=seeds,
             chunk_size=self.chunk_size,
             **run.particle_options,
         )
+        self._particles.shard = shard
         return self._particles
 
     def particles(self) -> Particles:
@@ -100,11 +104,19 @@ class StoredPosterior:
         return True
 
     def store(self, particles: Particles) -> None:
-        """Write the trained particles and their distances, dropping what an earlier training of this run has left."""
+        """Write the trained particles and their distances, dropping what an earlier training of this run has left.
+
+        Every process of a training calls this; the leading one has all particles from then on.
+        """
+        save_particles(particles, self.folder / PARTICLES)
+        if not particles.shard.leads:
+            return
         for stale in self.folder.glob("logits/*.safetensors"):
             stale.unlink()
-        save_tensors({"weights": weight_distances(particles), "products": product_distances(particles)}, self.folder / DISTANCES)
-        save_particles(particles, self.folder / PARTICLES)
+        if particles.shard.total > particles.num_particles:
+            self._particles = None
+        whole = self.particles()
+        save_tensors({"weights": weight_distances(whole), "products": product_distances(whole)}, self.folder / DISTANCES)
 
     def distances(self) -> dict[str, Tensor]:
         """Distances (n, n) between the trained particles."""

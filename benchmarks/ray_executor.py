@@ -71,6 +71,8 @@ def run_on_cluster(runs: Sequence[Run], out: Path, terms: Terms, progress: Progr
     Raises:
         UserError: Ray is not installed, the cluster has too little for a run, or its nodes do not share the results folder.
     """
+    if not runs:
+        return []
     try:
         import ray
         from ray.util.queue import Queue

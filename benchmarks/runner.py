@@ -17,9 +17,11 @@ from filelock import FileLock, Timeout
 from bella.costs import PeakMemory, count_costs, peak_memory
 from bella.errors import UserError
 from bella.files import remove_leftovers
-from bella.fit import fit
-from bella.particles import derive_seed
+from bella.fit import OnStep, fit
+from bella.inference import Inference
+from bella.particles import Particles, derive_seed
 from bella.resume import Checkpoints, History
+from bella.sharding import process_count, split
 from benchmarks import environment
 from benchmarks.failures import clear_failure, reason_of, write_failure
 from benchmarks.onednn import fast_linear
@@ -44,12 +46,14 @@ class Workplace:
         device: where to compute.
         checkpoint_seconds: between checkpoints of a training.
         load_data: a run's data.
+        summon: called before a run is trained: other processes that take a share are told here.
     """
 
     out: Path
     device: torch.device
     checkpoint_seconds: float
     load_data: Callable[[Run], Data]
+    summon: Callable[[Run], None] = lambda run: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +120,8 @@ def attempt(run: Run, workplace: Workplace, progress: RunProgress, *, wait: bool
             return dataclasses.replace(outcome, seconds=time.perf_counter() - begun)
     except Exception as error:
         write_failure(error, folder)
+        if process_count() > 1 and not isinstance(error, UserError):
+            raise  # the others may wait in the middle of a step: torchrun ends them all, and the same command goes on
         return Outcome(run, failure=reason_of(error), seconds=time.perf_counter() - begun)
 
 
@@ -143,6 +149,7 @@ def _do(run: Run, record: Record | None, workplace: Workplace, progress: RunProg
     trained = record is None or (not (folder / PARTICLES).exists() and bool(missing_tasks(run, record)))
     with fast_linear(workplace.device):
         if trained:
+            workplace.summon(run)
             record = _within_memory(posterior, partial(_train, run, posterior, checkpoints, workplace.device, progress))
             write_record(record, folder)
         checkpoints.clear()
@@ -166,7 +173,7 @@ def _within_memory(posterior: StoredPosterior, work: Callable[[], T]) -> T:
     Raises:
         UserError: it does not suffice for one particle at a time.
     """
-    while True:
+    while process_count() == 1:
         try:
             return work()
         except torch.OutOfMemoryError as error:
@@ -174,27 +181,16 @@ def _within_memory(posterior: StoredPosterior, work: Callable[[], T]) -> T:
                 raise UserError("out of GPU memory with one particle at a time: lower batch_size, or take a larger GPU") from error
         gc.collect()
         torch.cuda.empty_cache()
+    return work()  # with several processes all would have to try again
 
 
 def _train(run: Run, posterior: StoredPosterior, checkpoints: Checkpoints, device: torch.device, progress: RunProgress) -> Record:
     """Train one run, from its checkpoint on where there is one, and store its particles; its record has no task results yet."""
-    data = posterior.data()
     rule = METHODS.resolve(run.method).rule(**run.inference_options)
-    torch.manual_seed(derive_seed("run", run.seed))
     with peak_memory(device) as peak:
-        particles = posterior.fresh_particles()
-        history = fit(
-            particles,
-            rule,
-            data.training,
-            data.validation,
-            run.recipe,
-            seed=derive_seed("minibatches", run.seed),
-            device=device,
-            checkpoints=checkpoints,
-            on_step=progress.stepped,
-        )
+        particles, history = _fit(run, posterior, rule, checkpoints, device, progress.stepped)
     posterior.store(particles)
+    data = posterior.data()
     per_particle = particles.trainable_parameters_per_particle
     counted = count_costs(posterior.base_parameters, posterior.base_bytes, per_particle, run.particles)
     return Record(
@@ -218,8 +214,45 @@ def _train(run: Run, posterior: StoredPosterior, checkpoints: Checkpoints, devic
         tasks={},
         task_results={},
         costs=_costs(counted, history, peak),
-        environment={**environment.describe(device), "chunk_size": particles.chunk_size},
+        environment={**environment.describe(device), "chunk_size": particles.chunk_size, "processes": process_count()},
     )
+
+
+def _fit(
+    run: Run,
+    posterior: StoredPosterior,
+    rule: Inference,
+    checkpoints: Checkpoints,
+    device: torch.device,
+    on_step: OnStep | None,
+) -> tuple[Particles, History]:
+    """Train this process's particles of a run: all of them, unless torchrun has started several."""
+    data = posterior.data()
+    torch.manual_seed(derive_seed("run", run.seed))
+    particles = posterior.fresh_particles(split(run.particles))
+    history = fit(
+        particles,
+        rule,
+        data.training,
+        data.validation,
+        run.recipe,
+        seed=derive_seed("minibatches", run.seed),
+        device=device,
+        checkpoints=checkpoints,
+        on_step=on_step,
+    )
+    return particles, history
+
+
+def train_share(run: Run, workplace: Workplace) -> None:
+    """Take this process's share of a training that the leading process does."""
+    folder = workplace.out / run.folder
+    posterior = StoredPosterior(run, folder, lambda: workplace.load_data(run), workplace.device)
+    checkpoints = Checkpoints(folder, workplace.checkpoint_seconds)
+    rule = METHODS.resolve(run.method).rule(**run.inference_options)
+    with fast_linear(workplace.device):
+        particles, _ = _fit(run, posterior, rule, checkpoints, workplace.device, None)
+        posterior.store(particles)
 
 
 def _costs(counted: Any, history: History, peak: PeakMemory) -> dict[str, float | int | str | None]:
