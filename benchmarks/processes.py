@@ -49,8 +49,8 @@ def leads() -> bool:
 
 
 def summon(run: Run) -> None:
-    """Have the other processes take their share of a training."""
-    if process_count() > 1:
+    """Have the other processes take their share of a training, unless it has too few particles for that."""
+    if 1 < process_count() <= run.particles:
         tell(_number(run))
 
 

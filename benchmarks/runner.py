@@ -214,8 +214,12 @@ def _train(run: Run, posterior: StoredPosterior, checkpoints: Checkpoints, devic
         tasks={},
         task_results={},
         costs=_costs(counted, history, peak),
-        environment={**environment.describe(device), "chunk_size": particles.chunk_size, "processes": process_count()},
+        environment={**environment.describe(device), "chunk_size": particles.chunk_size, "processes": _processes(particles)},
     )
+
+
+def _processes(particles: Particles) -> int:
+    return process_count() if particles.shard.total > particles.num_particles else 1
 
 
 def _fit(
@@ -229,7 +233,7 @@ def _fit(
     """Train this process's particles of a run: all of them, unless torchrun has started several."""
     data = posterior.data()
     torch.manual_seed(derive_seed("run", run.seed))
-    particles = posterior.fresh_particles(split(run.particles))
+    particles = posterior.fresh_particles(split(run.particles) if run.particles >= process_count() else None)
     history = fit(
         particles,
         rule,
