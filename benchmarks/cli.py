@@ -277,6 +277,42 @@ def speed(
     print(json.dumps(found, indent=1) if as_json else "\n".join(speed_lines(found)))
 
 
+@app.command("scaling")
+def print_scaling(
+    backbone: Annotated[str, typer.Argument(help="open_clip:ViT-B-32, ... Weights are random.")],
+    particles: Annotated[int, typer.Option(min=1, help="n.")] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="b.")] = 8,
+    rank: Annotated[int, typer.Option(min=1, help="r.")] = 4,
+    image_size: Annotated[int, typer.Option(min=8, help="S.")] = 224,
+    devices: Annotated[str, typer.Option(help="Numbers of devices: 1,2,4.")] = "1,2,4,8,16,32,64",
+    chunk_size: Annotated[int | None, typer.Option(min=1, help="Particles computed at once on a device [default: 5].")] = 5,
+    bandwidth: Annotated[float | None, typer.Option(help="GB/s between devices [default: measured here].")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements after the first, of which the median counts.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write the JSON into this file as well.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Work out what a step costs on many devices, from costs measured on this one, and where more stop paying."""
+    from benchmarks.environment import pick_device
+    from benchmarks.scaling import scaling, scaling_lines
+    from benchmarks.speed import Setting
+
+    setting = Setting(
+        backbone=backbone,
+        particles=particles,
+        batch_size=batch_size,
+        rank=rank,
+        image_size=image_size,
+        chunk_size=chunk_size,
+        device=pick_device(device).type,
+    )
+    counts = _numbers(devices, "--devices") or [1]
+    found = scaling(setting, counts, repeats, None if bandwidth is None else 1e9 * bandwidth)
+    if out is not None:
+        _write(out, json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1) if as_json else "\n".join(scaling_lines(found)))
+
+
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder: out/SUITE/runs/PROBLEM/METHOD/SEED.", metavar="RUN")],

@@ -28,7 +28,7 @@ def publish(source: Path, results: Path) -> Path:
     """Copy a suite's records, suite file and tables to results/<suite>, replacing what is there.
 
     The costs of its runs, where `bella costs SUITE --out` has worked them out, are copied as well, or alone. A folder of
-    measurements that `bella speed --out FILE` has written goes to results/speed, with a table of each.
+    measurements that `bella speed` or `bella scaling` has written (`--out FILE`) goes to results/speed, with a table of each.
 
     Raises:
         UserError: there are no records, the suite has no usable name, or the results folder would grow too large.
@@ -88,19 +88,21 @@ def _speed_measurements(source: Path) -> dict[str, dict[str, Any]]:
             content = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({error}): delete it, or measure again") from error
-        if not isinstance(content, dict) or not {"setting", "seconds", "ratios", "command"} <= set(content):
-            raise UserError(f"{path}: no measurement of `bella speed --out FILE`: take it out of the folder")
+        if not isinstance(content, dict) or not {"setting", "environment", "command"} <= set(content):
+            raise UserError(f"{path}: no measurement of `bella speed` or `bella scaling`: take it out of the folder")
         found[path.name] = content
     return found
 
 
 def _write_speeds(speeds: Mapping[str, dict[str, Any]], made: Path) -> None:
-    from benchmarks.speed import speed_lines  # and with it torch, which other results do without
+    from benchmarks.scaling import scaling_lines  # and with it torch, which other results do without
+    from benchmarks.speed import speed_lines
 
     parts = ["# Speed"]
     for name, content in speeds.items():
         write_text(made / name, json.dumps(content, indent=1) + "\n")
-        parts.append("\n".join([f"## {Path(name).stem}", "", f"    {content['command']}", "", *speed_lines(content)]))
+        lines = scaling_lines if "rows" in content else speed_lines
+        parts.append("\n".join([f"## {Path(name).stem}", "", f"    {content['command']}", "", *lines(content)]))
     write_text(made / "speed.md", "\n\n".join(parts) + "\n")
 
 

@@ -30,7 +30,7 @@ from bella.costs import count_parameters, peak_memory, resident_bytes
 from bella.errors import UserError
 from bella.features import FeatureCache
 from bella.fit import Recipe, optimizer_for, train_step
-from bella.inference import Inference
+from bella.inference import Independent, Inference
 from bella.lowrank import LowRankParticles, plan_adapters
 from bella.particles import Particles
 from bella.predictive import autocast
@@ -144,12 +144,24 @@ def _trained(particles: Particles, rule: Inference, setting: Setting) -> Round:
     return train
 
 
-def _bella(setting: Setting) -> Round:
+def _low_rank(setting: Setting) -> LowRankParticles:
     model = _backbone(setting)
-    made = LowRankParticles(
-        model, setting.particles, targets=_targets(setting, model), rank=setting.rank, chunk_size=setting.chunk_size
-    )
-    return _trained(made, SVGD(), setting)
+    targets = _targets(setting, model)
+    return LowRankParticles(model, setting.particles, targets=targets, rank=setting.rank, chunk_size=setting.chunk_size)
+
+
+def _bella(setting: Setting) -> Round:
+    return _trained(_low_rank(setting), SVGD(), setting)
+
+
+def independent(setting: Setting) -> Round:
+    """Rounds of low-rank particles that do not repel each other."""
+    return _trained(_low_rank(setting), Independent(), setting)
+
+
+def numbers_of_a_particle(setting: Setting) -> int:
+    """d: what one low-rank particle trains."""
+    return _low_rank(dataclasses.replace(setting, particles=1)).trainable_parameters_per_particle
 
 
 def _one(setting: Setting) -> Round:
@@ -284,7 +296,7 @@ def measure(
     taken: dict[str, list[float]] = {name: [] for name in alone}
     for _ in progress(range(repeats + 1)):
         for name, once in rounds.items():
-            taken[name].append(_seconds(once, device))
+            taken[name].append(seconds_of(once, device))
     seconds = {name: statistics.median(times[1:]) / setting.steps for name, times in taken.items()}
     ours = seconds.get("bella")
     return {
@@ -305,7 +317,7 @@ def peak_of(name: str, setting: Setting) -> int:
     with peak_memory(device) as peak:
         once = CONTENDERS[name](setting)
         for _ in range(2):
-            _seconds(once, device)
+            seconds_of(once, device)
     assert peak.bytes is not None
     return peak.bytes - before
 
@@ -313,15 +325,15 @@ def peak_of(name: str, setting: Setting) -> int:
 def svgd_seconds(setting: Setting, repeats: int) -> float:
     """Seconds that the SVGD transform of the gradients takes."""
     device = torch.device(setting.device)
-    model = _backbone(setting)
-    particles = LowRankParticles(model, setting.particles, targets=_targets(setting, model), rank=setting.rank)
+    particles = _low_rank(setting)
     particles.zero_gradients()
     rule = SVGD()
-    taken = [_seconds(lambda: rule.transform(particles, 1000), device) for _ in range(repeats + 1)]
+    taken = [seconds_of(lambda: rule.transform(particles, 1000), device) for _ in range(repeats + 1)]
     return statistics.median(taken[1:])
 
 
-def _seconds(work: Round, device: torch.device) -> float:
+def seconds_of(work: Round, device: torch.device) -> float:
+    """Seconds that a round takes, to its end on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     begun = time.perf_counter()
