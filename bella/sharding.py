@@ -72,6 +72,16 @@ class ProcessShard(Shard):
         dist.all_reduce(total)
         return (total / self.total).to(own.dtype)
 
+    def columns(self, width: int) -> slice:
+        """Neighbouring columns, as many for each process as possible."""
+        size = len(self.counts)
+        return slice(self.rank * width // size, (self.rank + 1) * width // size)
+
+    def sum(self, own: Tensor) -> Tensor:
+        """All processes have the same sum."""
+        dist.all_reduce(own)
+        return own
+
     def decide(self, own: bool) -> bool:
         """What the leading process has decided."""
         return bool(tell(int(own)))
@@ -89,7 +99,10 @@ def tell(number: int) -> int:
 
 
 class OnAllParticles(Inference):
-    """An inference rule that sees all particles, of which each process keeps its own: the same computation on each of them.
+    """An inference rule that sees all particles, of which each process keeps its own.
+
+    Whatever the rule is, it may compute the same on every process. SVGD shares the work: distances are summed over a process's
+    columns, and only its own particles' directions are formed (`Shard.columns`, `Shard.rows`).
 
     Memory: numbers and gradients of all n particles, beside one's own.
 
@@ -136,6 +149,7 @@ class _AllParticles(Particles):
         shard = own.shard
         seeds = shard.gather(torch.tensor(own.seeds)).tolist()
         super().__init__(shard.total, shard.total, seeds)
+        self.shard = shard
         self._slots = own._slots
         self._pairs = own.factor_pairs()
         for stored in own.storage:

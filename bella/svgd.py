@@ -71,7 +71,7 @@ class SVGD(Inference):
             squared = space.squared_distances(particles)
             h = median_bandwidth(squared) if isinstance(self.bandwidth, str) else float(self.bandwidth)
             K = rbf(squared, h)
-            average_gradients(particles, K / particles.num_particles)
+            average_gradients(particles, K / particles.num_particles)  # this and what follows: of the rows that are asked for
             if h > 0 and gamma > 0:
                 # -gamma * d/d theta_j k_ij = (gamma / h) * k_ij * d/d theta_j d_ij^2
                 space.repel(particles, K, gamma / (h * particles.num_particles))
@@ -83,15 +83,16 @@ class SVGD(Inference):
 
 
 def average_gradients(particles: Particles, weights: Tensor) -> None:
-    """grad_i <- sum_j weights_ij grad_j, in place."""
+    """grad_i <- sum_j weights_ij grad_j, in place, for this process's rows i."""
+    rows = particles.shard.rows
     gradients = [stored.grad for stored in particles.storage if stored.grad is not None]
     for index, columns in column_blocks(gradients):
         block = gradients[index].flatten(1)[:, columns]
-        block.copy_(weights @ block.double())
+        block[rows] = (weights[rows] @ block.double()).to(block.dtype)
 
 
-def _repel_parameters(parameters: list[tuple[Tensor, Tensor]], K: Tensor, scale: float) -> None:
-    """sum_j k_ij * 2 (theta_j - theta_i), added scaled to the gradients, for (parameter, gradient) pairs (n, ...).
+def _repel_parameters(parameters: list[tuple[Tensor, Tensor]], K: Tensor, scale: float, rows: slice) -> None:
+    """sum_j k_ij * 2 (theta_j - theta_i), added scaled to rows of the gradients, for (parameter, gradient) pairs (n, ...).
 
     As one product with K - diag(K 1), in float64: the rows of that matrix sum to zero, and what is left of two large,
     nearly equal terms is the repulsion of two close particles.
@@ -101,15 +102,18 @@ def _repel_parameters(parameters: list[tuple[Tensor, Tensor]], K: Tensor, scale:
     for index, columns in column_blocks(stacked):
         block = stacked[index].detach().flatten(1)[:, columns].double()
         gradient = parameters[index][1]
-        gradient.view(gradient.shape[0], -1)[:, columns] += (laplacian @ block).to(gradient.dtype)
+        gradient.view(gradient.shape[0], -1)[rows, columns] += (laplacian[rows] @ block).to(gradient.dtype)
 
 
 def _factor_distances(particles: Particles) -> Tensor:
-    return squared_distances(list(particles.storage))
+    shard = particles.shard
+    flat = [stored.detach().flatten(1) for stored in particles.storage]
+    return shard.sum(squared_distances([numbers[:, shard.columns(numbers.shape[1])] for numbers in flat]))
 
 
 def _repel_factors(particles: Particles, K: Tensor, scale: float) -> None:
-    _repel_parameters([(stored, stored.grad) for stored in particles.storage if stored.grad is not None], K, scale)
+    pairs = [(stored, stored.grad) for stored in particles.storage if stored.grad is not None]
+    _repel_parameters(pairs, K, scale, particles.shard.rows)
 
 
 def _product_distances(particles: Particles) -> Tensor:
@@ -148,7 +152,7 @@ def _repel_products(particles: Particles, K: Tensor, scale: float) -> None:
     for name in _outside_pairs(particles):
         gradient = stacked[name].grad
         assert gradient is not None
-        _repel_parameters([(stacked[name], gradient)], K, scale)
+        _repel_parameters([(stacked[name], gradient)], K, scale, particles.shard.rows)
 
 
 KERNEL_SPACES: dict[str, KernelSpace] = {

@@ -2,11 +2,11 @@
 
 A step on R devices is
 
-    fixed + ceil(n / R) * particle  +  2 * (latency + (R - 1) / R * n * d * 4 bytes / bandwidth)  +  rule(n)
+    fixed + ceil(n / R) * particle  +  3 * latency + 2 * (R - 1) / R * (4 n d + 8 n^2) / bandwidth  +  rule(n) / R
 
-with forward and backward passes of a device's particles, the gathers of all numbers and all gradients (bella/sharding.py), and the
-inference rule on all n, which every device computes. fixed and particle come from steps of two sizes, rule(n) from the rule
-on n particles, latency and bandwidth from gathers between processes on this machine, or are given.
+with forward and backward passes of a device's particles, the gathers of all numbers and all gradients and the sum of distances
+(bella/sharding.py), and a device's share of the inference rule on all n. fixed and particle come from steps of two sizes, rule(n) from
+the rule on n particles, latency and bandwidth from gathers between processes on this machine, or are given.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ class Measured:
     def step(self, particles: int, devices: int) -> dict[str, float]:
         """Seconds of a step on so many devices, and of its parts."""
         passes = self.fixed + math.ceil(particles / devices) * self.particle
-        received = (devices - 1) / devices * self.gathered_bytes
-        gather = 0.0 if devices == 1 else 2 * (self.latency + received / self.bandwidth)
-        return {"passes": passes, "gather": gather, "rule": self.rule, "step": passes + gather + self.rule}
+        received = 2 * (devices - 1) / devices * (self.gathered_bytes + 8 * particles**2)
+        gather = 0.0 if devices == 1 else 3 * self.latency + received / self.bandwidth
+        rule = self.rule / devices
+        return {"passes": passes, "gather": gather, "rule": rule, "step": passes + gather + rule}
 
 
 def scaling(setting: Setting, devices: Sequence[int], repeats: int, bandwidth: float | None) -> dict[str, Any]:

@@ -19,15 +19,15 @@ COSTS = Measured(fixed=0.5, particle=1.0, rule=2.0, latency=0.25, bandwidth=100.
 
 def test_a_step_is_its_parts() -> None:
     assert COSTS.step(10, 1) == {"passes": 10.5, "gather": 0.0, "rule": 2.0, "step": 12.5}
-    # 10 particles over 4 devices: at most 3 each; 300 of 400 bytes arrive, twice
-    assert COSTS.step(10, 4) == {"passes": 3.5, "gather": 2 * (0.25 + 3.0), "rule": 2.0, "step": 12.0}
+    # 10 particles over 4 devices: at most 3 each; three quarters of 400 + 8 * 10^2 bytes arrive, twice
+    assert COSTS.step(10, 4) == {"passes": 3.5, "gather": 0.75 + 18.0, "rule": 0.5, "step": 22.75}
 
 
 def test_where_doubling_stops_paying() -> None:
     free = Measured(0.0, 1.0, 0.0, 0.0, 1e30, 400)
     assert pays_up_to(free, 64) == 64  # nothing but passes: always
-    assert pays_up_to(COSTS, 10) == 1  # 12.5 s against 5.5 + 4.5 + 2
-    assert pays_up_to(Measured(0.0, 1.0, 4.0, 0.0, 1e30, 400), 64) == 32  # 8 s on 16, 6 on 32, 5 on 64
+    assert pays_up_to(COSTS, 10) == 1  # 12.5 s on one; on two 5.5 + 12.75 + 1
+    assert pays_up_to(Measured(4.0, 1.0, 0.0, 0.0, 1e30, 400), 64) == 32  # 8 s on 16, 6 on 32, 5 on 64
 
 
 def test_measured_and_published(tmp_path: Path) -> None:
