@@ -80,14 +80,13 @@ def run_here(runs: Sequence[Run], out: Path, terms: Terms, progress: Progress) -
 
 
 def _one_after_the_other(runs: Sequence[Run], workplace: Workplace, progress: Progress) -> list[Outcome]:
-    out = workplace.out
     outcomes: list[Outcome] = []
-    waiting, round_of_waiting = list(runs), False
+    waiting, said = list(runs), False
     while waiting:
         postponed = []
         for run in waiting:
             bar = progress.run_begins(run)
-            outcome = found_done(run, out) or attempt(run, workplace, bar, wait=False)
+            outcome = attempt(run, workplace, bar, wait=False)
             if outcome is None:
                 bar.close()
                 postponed.append(run)
@@ -95,10 +94,11 @@ def _one_after_the_other(runs: Sequence[Run], workplace: Workplace, progress: Pr
                 progress.run_ends(outcome, bar)
                 outcomes.append(outcome)
         if len(postponed) == len(waiting):
-            if not round_of_waiting:
-                progress.says(f"{len(postponed)} runs are in the hands of another process: waiting for it")
+            if not said:
+                progress.says(f"in the hands of another process, waited for: {', '.join(run.title for run in postponed)}")
+            said = True
             time.sleep(POLL_SECONDS)
-        round_of_waiting, waiting = bool(postponed), postponed
+        waiting = postponed
     return outcomes
 
 

@@ -110,6 +110,8 @@ def attempt(run: Run, workplace: Workplace, progress: RunProgress, *, wait: bool
     folder = workplace.out / run.folder
     begun = time.perf_counter()
     try:
+        if (done := found_done(run, workplace.out)) is not None:
+            return done
         with _claimed(folder, wait) as mine:
             if not mine:
                 return None

@@ -5,8 +5,8 @@ A step on R devices is
     fixed + ceil(n / R) * particle  +  3 * latency + 2 * (R - 1) / R * (4 n d + 8 n^2) / bandwidth  +  rule(n) / R
 
 with forward and backward passes of a device's particles, the gathers of all numbers and all gradients and the sum of distances
-(bella/sharding.py), and a device's share of the inference rule on all n. fixed and particle come from steps of two sizes, rule(n) from
-the rule on n particles, latency and bandwidth from gathers between processes on this machine, or are given.
+(bella/sharding.py), and a device's share of the inference rule on all n. fixed and particle come from steps of two sizes, rule(n)
+from the rule on n particles, latency and bandwidth from gathers between processes on this machine, or are given.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finished runs as they lie in a results folder, made without training."""
+"""The command in this process, and finished runs as they lie in a results folder, made without training."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
+from benchmarks import cli
 from benchmarks.records import Record, RunInfo, TaskResult, write_record
+
+
+def bella(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """Run the command in this process; its exit code."""
+    monkeypatch.setattr("sys.argv", ["bella", *map(str, words)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    return int(exit_.value.code or 0)
 
 
 @dataclass

@@ -88,3 +88,15 @@ def test_the_table_is_the_published_one() -> None:
     shown = [line for line in README.splitlines() if re.match(r"\| (single|ensemble|svgd|bella-\S+) +\|", line)]
     assert len(shown) == 6
     assert all(line in published for line in shown)
+
+
+def test_the_tables_of_the_scaling_page_are_the_measured_ones() -> None:
+    from benchmarks.scaling import scaling_lines
+
+    root = Path(__file__).parent.parent
+    page = (root / "docs" / "scaling.md").read_text()
+    measured = [json.loads(path.read_text()) for path in sorted((root / "results" / "speed").glob("scaling-*.json"))]
+    assert len(measured) == 2
+    for found in measured:
+        assert found["command"] in page
+        assert "\n".join(scaling_lines(found)) in page

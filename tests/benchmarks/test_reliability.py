@@ -15,12 +15,13 @@ import pytest
 import torch
 import workers
 from filelock import FileLock
+from helpers import bella
 from PIL import Image
 from safetensors.torch import load_file
 
 from bella.lowrank import LowRankParticles
 from bella.resume import CHECKPOINT
-from benchmarks import cli, executors, runner
+from benchmarks import executors, runner
 
 TINY = workers.SUITE
 
@@ -161,13 +162,6 @@ def test_a_limit_on_file_sizes_fails_runs_and_not_the_suite(tmp_path: Path) -> N
     lines = (tmp_path / "log").read_text().splitlines()
     assert any(line.startswith("failed: ") and "File too large" in line for line in lines), lines
     assert set(numbers(tmp_path / "out")) == {"bella-svgd"}
-
-
-def bella(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr("sys.argv", ["bella", *map(str, words)])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    return int(exit_.value.code or 0)
 
 
 def write_suite(folder: Path, **changes: Any) -> Path:

@@ -10,21 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import bella
 from safetensors.torch import load_file, save_file
 
-from benchmarks import cli, registries, runner
+from benchmarks import registries, runner
 from benchmarks.options import Options
 from benchmarks.task import Column, Posterior, Task
 
 pytest.importorskip("sklearn")
-
-
-def bella(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    """Run the command in this process; its exit code."""
-    monkeypatch.setattr("sys.argv", ["bella", *map(str, words)])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    return int(exit_.value.code or 0)
 
 
 @pytest.fixture(scope="module")
