@@ -76,6 +76,7 @@ def run_on_cluster(runs: Sequence[Run], out: Path, terms: Terms, progress: Progr
     try:
         import ray
         from ray.util.queue import Queue
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
     except ImportError as error:
         raise UserError("--executor ray: Ray is not installed: pip install 'bella-bench[ray]'") from error
     ours = not ray.is_initialized()
@@ -83,7 +84,9 @@ def run_on_cluster(runs: Sequence[Run], out: Path, terms: Terms, progress: Progr
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     try:
         device, cores, gpus = _share(ray.nodes(), terms)
-        queue = Queue(actor_options={"num_cpus": 0})
+        # On this node: its loss is the end anyway, another's must not be.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         remote = ray.remote(work).options(num_cpus=cores, num_gpus=gpus, max_retries=RETRIES)
         threads = max(1, int(cores))
         folder = out.resolve()

@@ -17,17 +17,16 @@ def test_a_suite_on_two_processes(tmp_path: Path) -> None:
     suite = tmp_path / "tiny.yaml"
     suite.write_text(json.dumps({**workers.SUITE, "methods": ["bella-single", "bella-svgd"]}))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def run(out: str, *launcher: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, *launcher, "-m", "benchmarks.cli", "run", str(suite), "--out", str(tmp_path / out)]
-        return subprocess.run(words, env=environment, text=True, capture_output=True, check=False, timeout=300)
-
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
-    for out, words in (("one", ()), ("two", launcher), ("two", launcher)):  # a second time nothing is to do
-        done = run(out, *words)
+    alone = workers.start(json.loads(suite.read_text()), tmp_path / "one", tmp_path / "log", 60.0)
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    words += ["-m", "benchmarks.cli", "run", str(suite), "--out", str(tmp_path / "two")]
+    for _ in range(2):  # a second time nothing is to do
+        done = subprocess.run(words, env=environment, text=True, capture_output=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("### random-images: Costs") == 1  # the leading process prints
     assert "done before" in done.stderr
+    alone.join()
+    assert alone.exitcode == 0
     records: dict[str, Any] = {
         out: {r["run"]["method"]: r for r in (json.loads(p.read_text()) for p in (tmp_path / out).rglob("record.json"))}
         for out in ("one", "two")
