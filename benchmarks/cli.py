@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -271,10 +272,7 @@ def speed(
         predict=predict,
         device=pick_device(device).type,
     )
-    found = measure(setting, names, repeats, track)
-    if out is not None:
-        _write(out, json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1) if as_json else "\n".join(speed_lines(found)))
+    _give(measure(setting, names, repeats, track), speed_lines, out, as_json)
 
 
 @app.command("scaling")
@@ -308,9 +306,7 @@ def print_scaling(
     )
     counts = _numbers(devices, "--devices") or [1]
     found = scaling(setting, counts, repeats, None if bandwidth is None else 1e9 * bandwidth)
-    if out is not None:
-        _write(out, json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1) if as_json else "\n".join(scaling_lines(found)))
+    _give(found, scaling_lines, out, as_json)
 
 
 @app.command()
@@ -366,13 +362,17 @@ def main() -> None:
         sys.exit(2)
 
 
-def _write(file: Path, text: str) -> None:
+def _give(found: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]], out: Path | None, as_json: bool) -> None:
+    """A measurement: into a file where one is named, and printed."""
     from benchmarks.records import write_text
 
-    try:
-        write_text(file, text)
-    except OSError as error:
-        raise UserError(f"--out {file}: cannot be written: {error}; choose another file") from error
+    text = json.dumps(found, indent=1)
+    if out is not None:
+        try:
+            write_text(out, text + "\n")
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot be written: {error}; choose another file") from error
+    print(text if as_json else "\n".join(lines(found)))
 
 
 def _words(text: str | None) -> list[str] | None:

@@ -45,6 +45,7 @@ def say_failures(failed: list[Any], count: int) -> None:
 
 def show_plan(runs: list[Any], folder: Path, on_gpu: bool) -> None:
     """Every run, what it would do and need; then what is missing here, and how to get it."""
+    from bella.resume import CHECKPOINT
     from benchmarks.estimate import estimate
     from benchmarks.progress import track
     from benchmarks.runner import missing_tasks, stored_record
@@ -58,7 +59,8 @@ def show_plan(runs: list[Any], folder: Path, on_gpu: bool) -> None:
     lacking: dict[str, None] = {}
     for planned in track(runs):
         record = None if planned.missing else stored_record(planned, folder)
-        to_do = ([] if record else ["train"]) + [task.name for task in missing_tasks(planned, record)]
+        training = "go on training" if (folder / planned.folder / CHECKPOINT).exists() else "train"
+        to_do = ([] if record else [training]) + [task.name for task in missing_tasks(planned, record)]
         same = (planned.problem, planned.label, planned.backbone, planned.data_options)
         if same not in memory:
             memory[same] = estimate(planned, half_precision=on_gpu).memory_bytes

@@ -22,6 +22,8 @@ from safetensors.torch import load_file
 from bella.lowrank import LowRankParticles
 from bella.resume import CHECKPOINT
 from benchmarks import executors, runner
+from benchmarks.plan import make_plan
+from benchmarks.suite import load_suite
 
 TINY = workers.SUITE
 
@@ -278,3 +280,17 @@ def test_a_run_in_the_hands_of_another_process_is_waited_for(
     assert bella(monkeypatch, "run", suite, "--out", out) == 0
     lock.release()
     assert "in the hands of another process" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_which_trainings_would_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite, out = write_suite(tmp_path, methods=["bella-svgd"]), tmp_path / "out"
+    (run,) = make_plan(load_suite(str(suite)))
+    monkeypatch.setenv("COLUMNS", "200")
+    assert bella(monkeypatch, "run", suite, "--out", out, "--dry-run") == 0
+    assert "go on training" not in capsys.readouterr().out
+    (out / run.folder).mkdir(parents=True)
+    (out / run.folder / CHECKPOINT).write_bytes(b"")
+    assert bella(monkeypatch, "run", suite, "--out", out, "--dry-run") == 0
+    assert "go on training, classification" in capsys.readouterr().out
