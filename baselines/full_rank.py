@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bella.depthwise import swap_in, swap_out
 from bella.errors import UserError
-from bella.heads import copy_head, draw_head, head_shapes, linear_head, particle_seeds
+from bella.heads import draw_head, head_shapes, linear_head, particle_seeds
 from bella.lowrank import check_examples_stay_apart
 from bella.particles import Particles, derive_seed, map_inputs
 
@@ -47,9 +48,10 @@ class FullRankParticles(Particles):
         seeds: int | Sequence[int] = 0,
         chunk_size: int | None = None,
     ) -> None:
-        super().__init__(num_particles, 1, particle_seeds(seeds, num_particles))
+        super().__init__(num_particles, 1, particle_seeds(seeds, num_particles), 1 if self.shares_rows else None)
         check_examples_stay_apart(model)
         self.model = model.requires_grad_(False).eval()
+        swap_in(self.model)
         self.head = head
         in_head = head_shapes(linear_head(model, head), head) if head is not None else {}
         self._theta_0 = {name: tensor for name, tensor in model.named_parameters() if name not in in_head}
@@ -57,11 +59,15 @@ class FullRankParticles(Particles):
             raise UserError(f"{type(model).__name__} has no parameters that could train")
         reference = next(model.parameters())
         shapes = {name: tuple(tensor.shape) for name, tensor in self._theta_0.items()} | in_head
-        self._allocate(shapes, one_buffer=False, device=reference.device, dtype=reference.dtype)
+        self._allocate(self._shapes(shapes), one_buffer=False, device=reference.device, dtype=reference.dtype)
         if reference.is_meta:
             return  # shapes alone: numbers of 7 G parameters would take minutes to draw
-        for index, seed in enumerate(self.seeds):
+        for index, seed in enumerate(self.seeds[: self.num_rows]):
             self._initialise(index, seed, initial_std)
+
+    def _shapes(self, network: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Everything that trains, name -> shape, from the network's own."""
+        return network
 
     @torch.no_grad()
     def _initialise(self, index: int, seed: int, initial_std: float) -> None:
@@ -83,15 +89,18 @@ class FullRankParticles(Particles):
         theta_0 = self._theta_0.get(name)
         return weight if theta_0 is None else weight.to(theta_0.dtype)
 
+    def weights(self, index: int) -> dict[str, Tensor]:
+        """What one particle computes with, by the names of the model's parameters."""
+        # Not an index, which would give each gradient a copy of its own; nor `view`, which forgets that a depthwise
+        # kernel is channels-last, and on small images that costs half of the step.
+        return {name: leaf.squeeze(0) for name, leaf in self.leaves(slice(index, index + 1)).items()}
+
     def chunk_logits(self, prepared: Any, rows: slice) -> Tensor:
         """Logits (k, b, C) of a run of k particles, one after the other."""
         inputs, per_particle = prepared
         logits = []
         for index in range(rows.start, rows.stop):
-            # Not an index, which would give each gradient a copy of its own; nor `view`, which forgets that a depthwise
-            # kernel is channels-last, and on small images that costs half of the step.
-            leaves = self.leaves(slice(index, index + 1))
-            weights = {name: self._as_computed(name, leaf.squeeze(0)) for name, leaf in leaves.items()}
+            weights = {name: self._as_computed(name, weight) for name, weight in self.weights(index).items()}
             own = map_inputs(lambda t, i=index: t[i], inputs) if per_particle else inputs
             logits.append(functional_call(self.model, weights, (own,)))
         return torch.stack(logits)
@@ -100,10 +109,9 @@ class FullRankParticles(Particles):
     def merge(self, index: int) -> nn.Module:
         """A plain copy of the model with particle `index`'s weights."""
         merged = copy.deepcopy(self.model)
-        particle = self.leaves(slice(index, index + 1))
+        swap_out(merged)
+        particle = self.weights(index)
         for name, parameter in merged.named_parameters():
-            if name in self._theta_0:
-                parameter.copy_(particle[name][0])
-        if self.head is not None:
-            copy_head(particle, self.head, merged)
+            if name in particle:
+                parameter.copy_(particle[name])
         return merged

@@ -69,7 +69,7 @@ def load_particles(particles: Particles, path: Path) -> None:
     tensors = load_tensors(path)
     stacked = particles.stacked_parameters()
     for name in [*stacked, *tensors]:
-        here = (particles.shard.total, *stacked[name].shape[1:]) if name in stacked else "nothing"
+        here = (particles.total_rows, *stacked[name].shape[1:]) if name in stacked else "nothing"
         there = tuple(tensors[name].shape) if name in tensors else "nothing"
         if here != there:
             raise UserError(
@@ -78,4 +78,4 @@ def load_particles(particles: Particles, path: Path) -> None:
             )
     with torch.no_grad():
         for name, tensor in stacked.items():
-            tensor.copy_(tensors[name][particles.shard.rows])
+            tensor.copy_(tensors[name] if particles.shares_rows else tensors[name][particles.shard.rows])

@@ -19,8 +19,8 @@ class Costs:
 
     Attributes:
         total_parameters: of theta_0, once (its head included).
-        trainable_parameters_per_particle: with the trained head, where there is one.
-        trainable_parameters: n times that.
+        trainable_parameters: all that trains, with the trained heads, where there are any.
+        trainable_parameters_per_particle: that over n.
         ratio: per particle / total.
         stored_bytes: all particles on disk, without theta_0.
         base_bytes: theta_0.
@@ -47,14 +47,16 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return numbers, size
 
 
-def count_costs(total_parameters: int, base_bytes: int, per_particle: int, num_particles: int) -> Costs:
-    """Costs from counts; trained numbers are stored as float32."""
+def count_costs(
+    total_parameters: int, base_bytes: int, trainable_parameters: int, num_particles: int, stored_numbers: int | None = None
+) -> Costs:
+    """Costs from counts; numbers are stored as float32, and all that trains is stored unless told otherwise."""
     return Costs(
         total_parameters=total_parameters,
-        trainable_parameters_per_particle=per_particle,
-        trainable_parameters=per_particle * num_particles,
-        ratio=per_particle / total_parameters,
-        stored_bytes=per_particle * num_particles * 4,
+        trainable_parameters_per_particle=round(trainable_parameters / num_particles),
+        trainable_parameters=trainable_parameters,
+        ratio=trainable_parameters / num_particles / total_parameters,
+        stored_bytes=4 * (trainable_parameters if stored_numbers is None else stored_numbers),
         base_bytes=base_bytes,
     )
 

@@ -129,11 +129,13 @@ def fit(
                 if step < standing.steps:
                     continue
                 done = epoch * steps_an_epoch + step
-                rate = _rate(done, warmup, total_steps)
+                rate = inference.learning_rate(done, warmup, total_steps)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = rate * peak
                 _seed_random_numbers(seed, done)
+                inference.begin_step(done, total_steps)
                 standing.loss_sum += train_step(particles, inference, training, indices, recipe, optimizer, device, features)
+                inference.end_step(particles, done, total_steps)
                 standing.steps = step + 1
                 if on_step is not None:
                     on_step(done + 1, total_steps, rate)
@@ -180,6 +182,7 @@ def train_step(
 
     `features` keeps what all particles share of the training split from epoch to epoch.
     """
+    particles.train()
     per_particle = indices.dim() == 2
     targets = training.targets[indices].to(device, non_blocking=True).expand(particles.num_particles, -1)
     with autocast(device):
@@ -191,25 +194,39 @@ def train_step(
                 inputs = map_inputs(lambda t: t.unflatten(0, tuple(indices.shape)), inputs)
             prepared = particles.prepare(inputs, per_particle=per_particle)
     particles.zero_gradients()
-    total = loss_and_gradients(particles, prepared, targets)
-    particles.add_prior_gradient(1 / (recipe.prior_std**2 * len(training)))
+    loss = loss_and_gradients(particles, prepared, targets, inference, len(training))
+    particles.add_prior_gradient(recipe.prior_std, len(training))
     inference.transform(particles, len(training))
     if recipe.clip_norm is not None:
         clip_gradients(particles, recipe.clip_norm)
     optimizer.step()
-    return total / particles.num_particles
+    return loss
 
 
-def loss_and_gradients(particles: Particles, prepared: Any, targets: Tensor) -> Tensor:
-    """Add the gradient of each particle's own mean NLL to its gradients, chunk by chunk; returns the sum over particles.
+def loss_and_gradients(
+    particles: Particles, prepared: Any, targets: Tensor, inference: Inference | None = None, training_size: int = 1
+) -> Tensor:
+    """Add the gradient of each particle's own mean NLL to its gradients, chunk by chunk; returns the mean over particles.
+
+    Where particles share a row of the storage, that row gets the mean of their gradients.
 
     Args:
         particles: with gradients zeroed.
         prepared: a batch, as `Particles.prepare` gives it.
         targets: (n, b).
+        inference: may push predictions apart.
+        training_size: N.
     """
     total = torch.zeros((), device=targets.device, dtype=torch.float64)
-    for rows in particles.chunks():
+    chunks = list(particles.training_chunks())
+    computed = sum(rows.stop - rows.start for rows in chunks)
+    pushing = inference if inference is not None and inference.pushes_predictions else None
+    push = None
+    if pushing is not None and len(chunks) > 1:  # all predictions must be known before the first backward
+        with torch.no_grad(), autocast(targets.device):
+            everyone = torch.cat([particles.chunk_logits(prepared, rows) for rows in chunks])
+        push = pushing.prediction_gradient(everyone, training_size)
+    for rows in chunks:
         with autocast(targets.device):
             logits = particles.chunk_logits(prepared, rows)
         logits.register_hook(_without_negligible)
@@ -218,9 +235,12 @@ def loss_and_gradients(particles: Particles, prepared: Any, targets: Tensor) -> 
             logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)), own.flatten(), reduction="sum"
         )
         loss = loss / own.shape[1]
-        loss.backward()
         total += loss.detach()
-    return total
+        if pushing is not None:
+            pushed = pushing.prediction_gradient(logits.detach(), training_size) if push is None else push[rows]
+            loss = loss + (logits * pushed).sum()
+        (loss * (particles.num_rows / computed)).backward()
+    return total / computed
 
 
 def _without_negligible(gradient: Tensor) -> Tensor:
@@ -245,16 +265,10 @@ def validation_nll(
     particles: Particles, validation: Examples, recipe: Recipe, device: torch.device, features: FeatureCache | None = None
 ) -> float:
     """NLL of the averaged prediction, nats an example."""
+    particles.eval()
     logits = predict(particles, validation, batch_size=max(recipe.batch_size, 64), device=device, features=features)
     logits = particles.shard.gather(logits)
     return float(F.nll_loss(log_predictive(logits.double(), recipe.average), validation.targets))
-
-
-def _rate(step: int, warmup: int, total: int) -> float:
-    """Share of the peak learning rate at a step (from 0): a linear rise, then a cosine that ends at 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
 
 
 def optimizer_for(particles: Particles, recipe: Recipe) -> torch.optim.Optimizer:
@@ -262,10 +276,10 @@ def optimizer_for(particles: Particles, recipe: Recipe) -> torch.optim.Optimizer
     rate = particles.default_learning_rate if recipe.learning_rate is None else recipe.learning_rate
     groups: list[dict[str, object]]
     if isinstance(rate, tuple):
-        shard = particles.shard
-        if len(rate) != shard.total:
-            raise UserError(f"learning_rate has {len(rate)} numbers for {shard.total} particles: give one, or one each")
-        groups = [{"params": particles.rows(index), "lr": own} for index, own in enumerate(rate[shard.rows])]
+        if len(rate) != particles.total_rows:
+            raise UserError(f"learning_rate has {len(rate)} numbers for {particles.total_rows} particles: give one, or one each")
+        own_rates = rate if particles.shares_rows else rate[particles.shard.rows]
+        groups = [{"params": particles.rows(index), "lr": own} for index, own in enumerate(own_rates)]
     else:
         groups = [{"params": list(particles.storage), "lr": rate}]
     return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ def draw_head(particle: dict[str, Tensor], head: str, generator: torch.Generator
 
 
 @torch.no_grad()
-def copy_head(particle: dict[str, Tensor], head: str, model: nn.Module) -> None:
+def copy_head(particle: Mapping[str, Tensor], head: str, model: nn.Module) -> None:
     """Write one particle's head into a plain model."""
     for part, tensor in linear_head(model, head).named_parameters():
         tensor.copy_(particle[f"{head}.{part}"][0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -157,7 +157,8 @@ class LowRankParticles(Particles):
         seeds: int | Sequence[int] = 0,
         chunk_size: int | None = None,
     ) -> None:
-        super().__init__(num_particles, chunk_size or num_particles, particle_seeds(seeds, num_particles))
+        own_seeds = particle_seeds(seeds, num_particles)
+        super().__init__(num_particles, chunk_size or num_particles, own_seeds, 1 if self.shares_rows else None)
         check_examples_stay_apart(model)
         self.adapters = plan_adapters(model, targets, rank, head=head)
         if not self.adapters and head is None:
@@ -168,15 +169,9 @@ class LowRankParticles(Particles):
         self._layers: dict[str, LowRankLayer | ParticleHead] = {}
         self._inject()
 
-        shapes: dict[str, tuple[int, ...]] = {}
-        for adapter in self.adapters:
-            shapes[f"{adapter.name}.A"] = (adapter.rank, adapter.fan_in)
-            shapes[f"{adapter.name}.B"] = (adapter.out, adapter.rank)
-        if head is not None:
-            shapes |= head_shapes(self._originals[head], head)
         reference = next(model.parameters())
-        self._allocate(shapes, one_buffer=True, device=reference.device, dtype=reference.dtype)
-        for index, seed in enumerate(self.seeds):
+        self._allocate(self._shapes(), one_buffer=True, device=reference.device, dtype=reference.dtype)
+        for index, seed in enumerate(self.seeds[: self.num_rows]):
             self._initialise(index, seed, initial_b_std)
         self._fan_out: FanOut | None = None
         self._norms: dict[str, nn.Module] = {}
@@ -227,6 +222,14 @@ class LowRankParticles(Particles):
 
     # ---- parameters ------------------------------------------------------------------------------------------------
 
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Everything that trains, name -> shape."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for adapter in self.adapters:
+            shapes[f"{adapter.name}.A"] = (adapter.rank, adapter.fan_in)
+            shapes[f"{adapter.name}.B"] = (adapter.out, adapter.rank)
+        return shapes if self.head is None else shapes | head_shapes(self._originals[self.head], self.head)
+
     @torch.no_grad()
     def _initialise(self, index: int, seed: int, initial_b_std: float) -> None:
         generator = torch.Generator().manual_seed(derive_seed(seed, "particle"))
@@ -252,15 +255,22 @@ class LowRankParticles(Particles):
             self.fold_norms(map_inputs(lambda t: t[0], inputs) if per_particle else inputs)
         return self._fan_out.shared(inputs, per_particle=per_particle)
 
+    def weights(self, rows: slice) -> Mapping[str, Tensor]:
+        """What a run of k particles computes with: factors and heads (k, ...), by the names of `stacked_parameters`."""
+        return self.leaves(rows)
+
     def chunk_logits(self, prepared: Any, rows: slice) -> Tensor:
         """Logits (k, b, C) of a run of k particles, in one folded pass."""
+        return self.logits_with(self.weights(rows), prepared, rows)
+
+    def logits_with(self, weights: Mapping[str, Tensor], prepared: Any, rows: slice) -> Tensor:
+        """Logits (k, b, C) of k particles with given weights, by the names of `stacked_parameters`, on their rows of a batch."""
         assert self._fan_out is not None, "prepare() comes first"
-        leaves = self.leaves(rows)
         for name, layer in self._layers.items():
             if isinstance(layer, ParticleHead):
-                layer.bind(leaves[f"{name}.weight"], leaves.get(f"{name}.bias"))
+                layer.bind(weights[f"{name}.weight"], weights.get(f"{name}.bias"))
             else:
-                layer.bind(leaves[f"{name}.A"], leaves[f"{name}.B"])
+                layer.bind(weights[f"{name}.A"], weights[f"{name}.B"])
         logits = self._fan_out.folded(prepared, rows)
         return logits.view(rows.stop - rows.start, -1, *logits.shape[1:])
 
@@ -270,7 +280,7 @@ class LowRankParticles(Particles):
         with self._plain_model() as plain:
             merged = copy.deepcopy(plain)
         parameters = dict(merged.named_parameters())
-        particle = self.leaves(slice(index, index + 1))
+        particle = self.weights(slice(index, index + 1))
         for adapter in self.adapters:
             name = adapter.name
             is_attention = name.endswith(".in_proj") and f"{name}_weight" in parameters

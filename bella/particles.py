@@ -110,22 +110,29 @@ class Particles(nn.Module, ABC):
 
     Subclasses declare what trains (`_allocate`) and compute logits for a run of neighbouring particles (`_logits`).
 
+    Where particles share what trains (the draws of one variational posterior, say), the storage has fewer rows than there are
+    particles: one, or as many as there are things of that kind.
+
     Args:
         num_particles: n.
         chunk_size: how many particles are computed at once; results do not depend on it beyond rounding.
         seeds: one a particle: all that is random about particle i comes from its own.
+        num_rows: of the storage; None: n, each particle's own.
     """
 
     default_learning_rate: float
-    default_prior_std: float = 1.0
+    shares_rows = False
+    """Whether the storage has fewer rows than there are particles: those cannot be split over processes."""
 
-    def __init__(self, num_particles: int, chunk_size: int, seeds: Sequence[int]) -> None:
+    def __init__(self, num_particles: int, chunk_size: int, seeds: Sequence[int], num_rows: int | None = None) -> None:
         super().__init__()
+        self.training = False
         if num_particles < 1:
             raise UserError(f"num_particles is {num_particles}: at least 1 is needed")
         if chunk_size < 1:
             raise UserError(f"chunk_size is {chunk_size}: at least 1 is needed")
         self.num_particles = num_particles
+        self.num_rows = num_particles if num_rows is None else num_rows
         self.chunk_size = min(chunk_size, num_particles)
         self.seeds = tuple(seeds)
         self.shard = Shard.whole(num_particles)
@@ -152,13 +159,13 @@ class Particles(nn.Module, ABC):
                 stop = start + torch.Size(shape).numel()
                 self._slots[name] = _Slot(0, slice(start, stop), tuple(shape))
                 start = stop
-            self.storage.append(nn.Parameter(torch.zeros(self.num_particles, start, device=device, dtype=dtype)))
+            self.storage.append(nn.Parameter(torch.zeros(self.num_rows, start, device=device, dtype=dtype)))
         else:
             for index, (name, shape) in enumerate(shapes.items()):
                 kernels = len(shape) == 4
                 stored = (shape[0], *shape[2:], shape[1]) if kernels else shape
                 self._slots[name] = _Slot(index, None, tuple(shape), kernels)
-                self.storage.append(nn.Parameter(torch.zeros(self.num_particles, *stored, device=device, dtype=dtype)))
+                self.storage.append(nn.Parameter(torch.zeros(self.num_rows, *stored, device=device, dtype=dtype)))
 
     def _view(self, slot: _Slot, rows: slice, *, gradient: bool) -> Tensor:
         stored = self.storage[slot.storage]
@@ -184,7 +191,18 @@ class Particles(nn.Module, ABC):
 
     def stacked_parameters(self) -> dict[str, Tensor]:
         """Every trainable parameter with its leading particle axis, name -> (n, ...); `.grad` likewise, where there is one."""
-        return self.leaves(slice(0, self.num_particles))
+        return self.leaves(slice(0, self.num_rows))
+
+    def layers(self) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """(numbers, gradients) of each layer, views (n, m) of the storage, by the layer's path; gradients must be there."""
+        found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for name, slot in self._slots.items():
+            stored = self.storage[slot.storage]
+            assert stored.grad is not None
+            columns = slot.columns or slice(None)
+            both = stored.detach().flatten(1)[:, columns], stored.grad.view(stored.shape[0], -1)[:, columns]
+            found.setdefault(name.rpartition(".")[0], []).append(both)
+        return found
 
     def zero_gradients(self) -> None:
         """Set all gradients to zero in place, making their storage on the first call."""
@@ -195,8 +213,9 @@ class Particles(nn.Module, ABC):
             else:
                 stored.grad.zero_()
 
-    def add_prior_gradient(self, scale: float) -> None:
-        """Add scale * (theta - prior mean) to the gradients: with scale 1 / (std^2 N), those of -log prior / N, a Gaussian's."""
+    def add_prior_gradient(self, std: float, training_size: int) -> None:
+        """Add the gradients of -log prior / N, a Gaussian's: (theta - prior mean) / (std^2 N)."""
+        scale = 1 / (std**2 * training_size)
         for stored in self.storage:
             assert stored.grad is not None
             stored.grad.add_(stored.detach(), alpha=scale)
@@ -220,6 +239,15 @@ class Particles(nn.Module, ABC):
     def prepare(self, inputs: Inputs, *, per_particle: bool = False) -> Any:
         """What all chunks of particles share of one batch, computed once. Pass the result to `chunk_logits`."""
         return inputs, per_particle
+
+    def training_chunks(self) -> Iterator[slice]:
+        """The particles that a training step computes, in runs: all, unless they are draws of which a step needs fewer."""
+        return self.chunks()
+
+    def train(self, mode: bool = True) -> Particles:
+        """Whether passes are of a training, in which what is random is drawn anew; theta_0 stays in evaluation mode."""
+        self.training = mode
+        return self
 
     @abstractmethod
     def chunk_logits(self, prepared: Any, rows: slice) -> Tensor:
@@ -261,6 +289,11 @@ class Particles(nn.Module, ABC):
         return leaves
 
     @property
-    def trainable_parameters_per_particle(self) -> int:
-        """How many numbers one particle trains, its head included."""
-        return sum(stored.numel() for stored in self.storage) // self.num_particles
+    def total_rows(self) -> int:
+        """Rows of the storage of all processes together."""
+        return self.num_rows if self.shares_rows else self.shard.total
+
+    @property
+    def trainable_parameters(self) -> int:
+        """How many numbers all particles train, those of other processes and heads included."""
+        return self.total_rows * sum(stored[0].numel() for stored in self.storage)

@@ -111,6 +111,7 @@ def predict(
         on_batch: told (examples done, N) after each batch.
         features: keeps what all particles share of this split from one pass to the next.
     """
+    particles.eval()
     total = len(examples)
     parts = []
     for start in range(0, total, batch_size):

@@ -128,25 +128,25 @@ class Checkpoints:
         history = History(**{**history, "epochs": [Epoch(**epoch) for epoch in history["epochs"]]})
         if history.epochs:
             load_tensors(self._best(history.best_epoch))  # refuses one that is gone or damaged
-        shard = particles.shard
+        rows = slice(None) if particles.shares_rows else particles.shard.rows
         states: list[dict[str, Tensor]] = [{} for _ in particles.storage]
         remembered = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             if kind == "optimizer":
                 index, _, key = rest.partition("/")
-                states[int(index)][key] = tensor[shard.rows] if tensor.dim() else tensor
+                states[int(index)][key] = tensor[rows] if tensor.dim() else tensor
             elif kind == "inference":
                 remembered[rest] = tensor
         stored = [tensors[f"storage/{index}"] for index in range(len(particles.storage))]
         for new, old in zip(stored, particles.storage, strict=True):
-            if new.shape != (shard.total, *old.shape[1:]):
+            if new.shape != (particles.total_rows, *old.shape[1:]):
                 raise UserError("a checkpoint of other particles")
         inference.restore(remembered)
         _restore_state(optimizer, states)
         with torch.no_grad():
             for new, old in zip(stored, particles.storage, strict=True):
-                old.copy_(new[shard.rows])
+                old.copy_(new[rows])
         self._referred = history.best_epoch
         loss_sum = tensors["loss_sum"].to(particles.storage[0].device)
         return Standing(loss_sum, told["steps"], told["seconds"], history)

@@ -129,6 +129,14 @@ class OnAllParticles(Inference):
             assert whole.grad is not None
             own.grad.copy_(whole.grad[shard.rows])
 
+    def learning_rate(self, step: int, warmup: int, total: int) -> float:
+        """The rule's."""
+        return self._rule.learning_rate(step, warmup, total)
+
+    def begin_step(self, step: int, total: int) -> None:
+        """Tell the rule."""
+        self._rule.begin_step(step, total)
+
     def describe(self, training_size: int) -> dict[str, float | str]:
         """The rule's."""
         return self._rule.describe(training_size)

@@ -10,7 +10,7 @@ that posterior at temperature N. For n = 1 this is gradient descent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +71,9 @@ class SVGD(Inference):
             squared = space.squared_distances(particles)
             h = median_bandwidth(squared) if isinstance(self.bandwidth, str) else float(self.bandwidth)
             K = rbf(squared, h)
-            average_gradients(particles, K / particles.num_particles)  # this and what follows: of the rows that are asked for
+            # This and what follows: of the rows that are asked for.
+            gradients = [stored.grad for stored in particles.storage if stored.grad is not None]
+            average_gradients(gradients, K / particles.num_particles, particles.shard.rows)
             if h > 0 and gamma > 0:
                 # -gamma * d/d theta_j k_ij = (gamma / h) * k_ij * d/d theta_j d_ij^2
                 space.repel(particles, K, gamma / (h * particles.num_particles))
@@ -82,16 +84,14 @@ class SVGD(Inference):
         return {"gamma": gamma, "temperature": gamma * training_size, "kernel": self.kernel, "bandwidth": self.bandwidth}
 
 
-def average_gradients(particles: Particles, weights: Tensor) -> None:
-    """grad_i <- sum_j weights_ij grad_j, in place, for this process's rows i."""
-    rows = particles.shard.rows
-    gradients = [stored.grad for stored in particles.storage if stored.grad is not None]
+def average_gradients(gradients: Sequence[Tensor], weights: Tensor, rows: slice) -> None:
+    """grad_i <- sum_j weights_ij grad_j, in place, for rows i of gradients (n, ...)."""
     for index, columns in column_blocks(gradients):
         block = gradients[index].flatten(1)[:, columns]
         block[rows] = (weights[rows] @ block.double()).to(block.dtype)
 
 
-def _repel_parameters(parameters: list[tuple[Tensor, Tensor]], K: Tensor, scale: float, rows: slice) -> None:
+def repel_parameters(parameters: Sequence[tuple[Tensor, Tensor]], K: Tensor, scale: float, rows: slice) -> None:
     """sum_j k_ij * 2 (theta_j - theta_i), added scaled to rows of the gradients, for (parameter, gradient) pairs (n, ...).
 
     As one product with K - diag(K 1), in float64: the rows of that matrix sum to zero, and what is left of two large,
@@ -113,7 +113,7 @@ def _factor_distances(particles: Particles) -> Tensor:
 
 def _repel_factors(particles: Particles, K: Tensor, scale: float) -> None:
     pairs = [(stored, stored.grad) for stored in particles.storage if stored.grad is not None]
-    _repel_parameters(pairs, K, scale, particles.shard.rows)
+    repel_parameters(pairs, K, scale, particles.shard.rows)
 
 
 def _product_distances(particles: Particles) -> Tensor:
@@ -152,7 +152,7 @@ def _repel_products(particles: Particles, K: Tensor, scale: float) -> None:
     for name in _outside_pairs(particles):
         gradient = stacked[name].grad
         assert gradient is not None
-        _repel_parameters([(stacked[name], gradient)], K, scale, particles.shard.rows)
+        repel_parameters([(stacked[name], gradient)], K, scale, particles.shard.rows)
 
 
 KERNEL_SPACES: dict[str, KernelSpace] = {

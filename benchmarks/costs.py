@@ -33,7 +33,7 @@ def backbone_costs(
     total, total_bytes = numbers + in_head, base_bytes + 4 * in_head
 
     def costs(per_particle: int) -> dict[str, Any]:
-        return dataclasses.asdict(count_costs(total, total_bytes, per_particle, particles))
+        return dataclasses.asdict(count_costs(total, total_bytes, per_particle * particles, particles))
 
     low_rank = []
     for rank in ranks:

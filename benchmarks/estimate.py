@@ -76,7 +76,7 @@ def estimate(run: Run, *, half_precision: bool) -> Estimate:
         # the same tensors for the backward pass: frozen layers in front of the first adapter save nothing.
         particles._fan_out = FanOut(particles.model, None)
         particles.fold_norms(inputs)
-    counts = count_costs(*base, particles.trainable_parameters_per_particle, run.particles)
+    counts = count_costs(*base, particles.trainable_parameters, run.particles)
     targets = torch.zeros(run.particles, run.recipe.batch_size, dtype=torch.int64, device="meta")
     particles.zero_gradients()
     with FlopCounterMode(display=False) as counter, _saved_bytes(particles) as saved:

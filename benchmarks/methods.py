@@ -64,6 +64,13 @@ class Method:
         return load_target(self.inference)(**options)
 
     @property
+    def splits(self) -> bool:
+        """Whether the particles of a training can be split over processes: each is trained, has parameters of its own, and meets
+        the others in nothing but its parameters and gradients."""
+        rule = load_target(self.inference)
+        return not (load_target(self.parameterisation).shares_rows or rule.draws or rule.pushes_predictions)
+
+    @property
     def default_learning_rate(self) -> float:
         """The parameterisation's own."""
         return load_target(self.parameterisation).default_learning_rate
@@ -83,10 +90,25 @@ INDEPENDENT = "bella.inference:Independent"
 STEIN = "bella.svgd:SVGD"
 RELEASED = "baselines.released_svgd:ReleasedSVGD"
 
-SINGLE = Method(FULL_RANK, INDEPENDENT, fixed={"particles": 1}, revision=2)
-ENSEMBLE = Method(FULL_RANK, INDEPENDENT, revision=2)
-SVGD = Method(FULL_RANK, STEIN, revision=2)
+SINGLE = Method(FULL_RANK, INDEPENDENT, fixed={"particles": 1}, revision=3)
+ENSEMBLE = Method(FULL_RANK, INDEPENDENT, revision=3)
+SVGD = Method(FULL_RANK, STEIN, revision=3)
 BELLA_SINGLE = Method(LOW_RANK, INDEPENDENT, fixed={"particles": 1}, revision=3)
 BELLA_ENSEMBLE = Method(LOW_RANK, INDEPENDENT, revision=3)
 BELLA_SVGD = Method(LOW_RANK, STEIN, revision=3)
 BELLA_SVGD_RELEASED = Method(LOW_RANK, RELEASED, revision=2)
+
+# Variants of Bella, and its rivals: a file each in baselines/.
+BELLA_SVGD_PRODUCTS = Method(LOW_RANK, STEIN, defaults={"kernel": "products", "initial_b_std": 1e-3}, revision=3)
+BELLA_SVGD_LAYERWISE = Method(LOW_RANK, "baselines.layerwise_svgd:LayerwiseSVGD")
+BELLA_SVGD_ANNEALED = Method(LOW_RANK, "baselines.annealed_svgd:AnnealedSVGD")
+BELLA_FUNCTION_REPULSION = Method(LOW_RANK, "baselines.function_repulsion:FunctionRepulsion")
+BELLA_VARIATIONAL = Method("baselines.variational:VariationalLowRankParticles", INDEPENDENT)
+BELLA_LAPLACE = Method(LOW_RANK, "baselines.laplace:LowRankLaplace")
+BELLA_DROPOUT = Method("baselines.mc_dropout:DropoutLowRankParticles", INDEPENDENT)
+BELLA_SWAG = Method(LOW_RANK, "baselines.swag:SWAG")
+DROPOUT = Method("baselines.mc_dropout:DropoutParticles", INDEPENDENT)
+LAST_LAYER_LAPLACE = Method(FULL_RANK, "baselines.laplace:LastLayerLaplace")
+SWAG = Method(FULL_RANK, "baselines.swag:SWAG")
+MULTI_SWAG = Method(FULL_RANK, "baselines.swag:SWAG", defaults={"trajectories": 3})
+BATCH_ENSEMBLE = Method("baselines.batch_ensemble:BatchEnsembleParticles", INDEPENDENT)

@@ -67,7 +67,7 @@ class StoredPosterior:
         return self._data()
 
     def fresh_particles(self, shard: Shard | None = None) -> Particles:
-        """The particles as they are before training, on theta_0 of this run; a process's share of them, or all."""
+        """The particles as they are before training, on theta_0 of this run: all, or those of a shard."""
         run, data = self.run, self.data()
         model = build_classifier(
             run.backbone, class_names=data.class_names, image_size=data.image_size, head=run.head, templates=data.templates
@@ -75,7 +75,7 @@ class StoredPosterior:
         tokenize_questions(data, model.tokenize, run.backbone)
         self.base_parameters, self.base_bytes = count_parameters(model)
         shard = shard or Shard.whole(run.particles)
-        seeds = particle_seeds(derive_seed("particles", run.seed), run.particles)[shard.rows]
+        seeds = particle_seeds(derive_seed("particles", run.seed), shard.total)[shard.rows]
         self._particles = METHODS.resolve(run.method).particles(
             model.to(self.device),
             len(seeds),

@@ -18,7 +18,7 @@ from bella.errors import UserError
 from bella.sharding import process_count, tell
 from benchmarks.plan import Run
 from benchmarks.progress import Progress
-from benchmarks.runner import Workplace, train_share
+from benchmarks.runner import Workplace, shares_training, train_share
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others: evaluations, which are the leading one's alone, may take long."""
@@ -49,8 +49,8 @@ def leads() -> bool:
 
 
 def summon(run: Run) -> None:
-    """Have the other processes take their share of a training, unless it has too few particles for that."""
-    if 1 < process_count() <= run.particles:
+    """Have the other processes take their share of a training, unless it cannot be shared."""
+    if shares_training(run):
         tell(_number(run))
 
 

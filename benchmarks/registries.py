@@ -21,6 +21,25 @@ METHODS = Registry(
             "benchmarks.methods:BELLA_SVGD_RELEASED",
             "low-rank particles moved by the rule of the paper's released code, which is not SVGD",
         ),
+        "bella-svgd-products": ("benchmarks.methods:BELLA_SVGD_PRODUCTS", "bella-svgd with its kernel on the products B A"),
+        "bella-svgd-layerwise": ("benchmarks.methods:BELLA_SVGD_LAYERWISE", "bella-svgd with a kernel for every layer"),
+        "bella-svgd-annealed": ("benchmarks.methods:BELLA_SVGD_ANNEALED", "bella-svgd with an annealed driving force"),
+        "bella-function-repulsion": (
+            "benchmarks.methods:BELLA_FUNCTION_REPULSION",
+            "low-rank particles that repel each other in what they predict",
+        ),
+        "bella-variational": ("benchmarks.methods:BELLA_VARIATIONAL", "draws of a mean-field Gaussian over the factors (BLoB)"),
+        "bella-laplace": ("benchmarks.methods:BELLA_LAPLACE", "draws of a Laplace approximation over one low-rank particle"),
+        "bella-mc-dropout": ("benchmarks.methods:BELLA_DROPOUT", "one low-rank particle, thinned at random"),
+        "bella-swag": ("benchmarks.methods:BELLA_SWAG", "draws of a Gaussian along the path of one low-rank particle"),
+        "mc-dropout": ("benchmarks.methods:DROPOUT", "one full-rank network, thinned at random"),
+        "laplace-last-layer": (
+            "benchmarks.methods:LAST_LAYER_LAPLACE",
+            "one full-rank network with a Gaussian head",
+        ),
+        "swag": ("benchmarks.methods:SWAG", "draws of a Gaussian along the path of one full-rank network"),
+        "multi-swag": ("benchmarks.methods:MULTI_SWAG", "draws of Gaussians along the paths of three full-rank networks"),
+        "batch-ensemble": ("benchmarks.methods:BATCH_ENSEMBLE", "one full-rank network with a rank-1 factor for every member"),
     },
 )
 

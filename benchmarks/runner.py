@@ -19,7 +19,7 @@ from bella.errors import UserError
 from bella.files import remove_leftovers
 from bella.fit import OnStep, fit
 from bella.inference import Inference
-from bella.particles import Particles, derive_seed
+from bella.particles import Particles, Shard, derive_seed
 from bella.resume import Checkpoints, History
 from bella.sharding import process_count, split
 from benchmarks import environment
@@ -190,11 +190,17 @@ def _train(run: Run, posterior: StoredPosterior, checkpoints: Checkpoints, devic
     """Train one run, from its checkpoint on where there is one, and store its particles; its record has no task results yet."""
     rule = METHODS.resolve(run.method).rule(**run.inference_options)
     with peak_memory(device) as peak:
-        particles, history = _fit(run, posterior, rule, checkpoints, device, progress.stepped)
+        trained, history = _fit(run, posterior, rule, checkpoints, device, progress.stepped)
+        particles, drawn = _draw(run, posterior, rule, trained, history, device) if rule.draws else (trained, {})
     posterior.store(particles)
     data = posterior.data()
-    per_particle = particles.trainable_parameters_per_particle
-    counted = count_costs(posterior.base_parameters, posterior.base_bytes, per_particle, run.particles)
+    counted = count_costs(
+        posterior.base_parameters,
+        posterior.base_bytes,
+        trained.trainable_parameters,
+        run.particles,
+        particles.trainable_parameters,
+    )
     return Record(
         schema_=SCHEMA,
         run=RunInfo(
@@ -211,13 +217,30 @@ def _train(run: Run, posterior: StoredPosterior, checkpoints: Checkpoints, devic
         training={
             "best_epoch": history.best_epoch,
             "epochs": [dataclasses.asdict(epoch) for epoch in history.epochs],
-            "inference": rule.describe(len(data.training)),
+            "inference": {**rule.describe(len(data.training)), **drawn},
         },
         tasks={},
         task_results={},
         costs=_costs(counted, history, peak),
         environment={**environment.describe(device), "chunk_size": particles.chunk_size, "processes": _processes(particles)},
     )
+
+
+def _draw(
+    run: Run, posterior: StoredPosterior, rule: Inference, trained: Particles, history: History, device: torch.device
+) -> tuple[Particles, dict[str, float]]:
+    """The run's particles, drawn from what was learned; it counts as training."""
+    begun = time.perf_counter()
+    particles = posterior.fresh_particles()
+    training = posterior.data().training
+    found = rule.draw(trained, particles, training, run.recipe.prior_std, device, derive_seed("draws", run.seed))
+    history.train_seconds += time.perf_counter() - begun
+    return particles, found
+
+
+def shares_training(run: Run) -> bool:
+    """Whether processes that torchrun started share a run's training; else it is the leading one's alone."""
+    return 1 < process_count() <= run.particles and METHODS.resolve(run.method).splits
 
 
 def _processes(particles: Particles) -> int:
@@ -235,7 +258,9 @@ def _fit(
     """Train this process's particles of a run: all of them, unless torchrun has started several."""
     data = posterior.data()
     torch.manual_seed(derive_seed("run", run.seed))
-    particles = posterior.fresh_particles(split(run.particles) if run.particles >= process_count() else None)
+    particles = posterior.fresh_particles(
+        split(run.particles) if shares_training(run) else Shard.whole(rule.trained_particles(run.particles))
+    )
     history = fit(
         particles,
         rule,

@@ -161,7 +161,7 @@ def independent(setting: Setting) -> Round:
 
 def numbers_of_a_particle(setting: Setting) -> int:
     """d: what one low-rank particle trains."""
-    return _low_rank(dataclasses.replace(setting, particles=1)).trainable_parameters_per_particle
+    return _low_rank(dataclasses.replace(setting, particles=1)).trainable_parameters
 
 
 def _one(setting: Setting) -> Round:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ class ImageFolderOptions(Options):
     """data: the folder; the limits choose that many images, each class in proportion, always the same ones.
 
     validation_fraction of the training folder is held out for validation where it has no folder of its own.
+    unseen: classes that are not learned; their test images are a near out-of-distribution set.
     description says in captions what the images are.
     """
 
@@ -29,6 +31,7 @@ class ImageFolderOptions(Options):
     train_limit: int | None = Field(default=None, ge=1)
     test_limit: int | None = Field(default=None, ge=1)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
+    unseen: tuple[str, ...] = ()
     description: str | None = None
 
 
@@ -52,7 +55,7 @@ class ImageFolder(Problem[ImageFolderOptions]):
         return None
 
     def fingerprint(self, options: ImageFolderOptions) -> str:
-        """Names and sizes of all image files."""
+        """Names and sizes of all image files that are learned from or tested on."""
         splits = self._splits(options)
         root = self._root(options)
         return fingerprint([f"{file.relative_to(root)} {file.stat().st_size}" for files in splits.values() for file, _ in files])
@@ -84,6 +87,8 @@ class ImageFolder(Problem[ImageFolderOptions]):
             return load_split([file for file, _ in files], [c for _, c in files], ids, options.image_size)
 
         about = options.description or f"images of {root.resolve().name}"
+        if options.unseen:
+            about += f", without {', '.join(options.unseen)}"
         return Data(
             training=load(training),
             validation=load(validation),
@@ -91,6 +96,8 @@ class ImageFolder(Problem[ImageFolderOptions]):
             class_names=names,
             image_size=options.image_size,
             description=f"{about}, {len(training)} training and {len(test)} test images at {options.image_size} px",
+            further={"unseen-classes": load(limited(self._unseen(options), options.test_limit))} if options.unseen else {},
+            near=("unseen-classes",) if options.unseen else (),
         )
 
     def _root(self, options: ImageFolderOptions) -> Path:
@@ -100,11 +107,16 @@ class ImageFolder(Problem[ImageFolderOptions]):
         return options.data.expanduser()
 
     def _class_names(self, options: ImageFolderOptions) -> list[str]:
+        """The classes that are learned."""
         training = _find(self._root(options), TRAINING)
         assert training is not None
         names = sorted(folder.name for folder in training.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+        for name in options.unseen:
+            if name not in names:
+                raise UserError(f"unseen: {training} has no class {name!r}: {suggest(name, names)}")
+        names = [name for name in names if name not in options.unseen]
         if len(names) < 2:
-            raise UserError(f"{training} has {len(names)} class folders: at least 2 are needed")
+            raise UserError(f"{training} has {len(names)} class folders that are learned: at least 2 are needed")
         return names
 
     def _splits(self, options: ImageFolderOptions) -> dict[str, Files]:
@@ -114,16 +126,22 @@ class ImageFolder(Problem[ImageFolderOptions]):
         folders = {"train": _find(root, TRAINING), "val": _find(root, VALIDATION), "test": _find(root, TEST)}
         if folders["test"] is None:
             folders["test"], folders["val"] = folders["val"], None
-        return {split: list_classes(folder, names) for split, folder in folders.items() if folder is not None}
+        return {split: list_classes(folder, names, options.unseen) for split, folder in folders.items() if folder is not None}
+
+    def _unseen(self, options: ImageFolderOptions) -> Files:
+        """Test images of the classes that are not learned; their labels mean nothing."""
+        folder = _find(self._root(options), (*TEST, *VALIDATION))
+        assert folder is not None
+        return list_classes(folder, sorted(options.unseen), self._class_names(options))
 
 
 def _find(root: Path, names: tuple[str, ...]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def list_classes(folder: Path, names: list[str]) -> Files:
-    """All images of one split, class by class, by name."""
-    found = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+def list_classes(folder: Path, names: Sequence[str], left_out: Sequence[str] = ()) -> Files:
+    """All images of one split, class by class, by name; folders that are left out are passed over."""
+    found = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".") and f.name not in left_out)
     files: Files = []
     for class_folder in found:
         if class_folder.name not in names:

@@ -14,7 +14,7 @@ from torch import nn
 from baselines.full_rank import FullRankParticles
 from bella.diversity import weight_distances
 from bella.errors import UserError
-from bella.fit import Recipe, _rate, clip_gradients, fit, loss_and_gradients
+from bella.fit import Recipe, clip_gradients, fit, loss_and_gradients
 from bella.inference import Independent
 from bella.lowrank import LowRankParticles
 from bella.particles import Particles, derive_seed
@@ -85,7 +85,7 @@ def test_gradients_are_those_of_each_particle_alone_with_its_prior(kind: str) ->
     particles.zero_gradients()
     loss_and_gradients(particles, particles.prepare(points.x), points.targets.expand(3, -1))
     std, size = 0.7, 12
-    particles.add_prior_gradient(1 / (std**2 * size))
+    particles.add_prior_gradient(std, size)
     for i in range(3):
         values = {name: leaf[i].detach().clone().requires_grad_() for name, leaf in particles.stacked_parameters().items()}
         network = make_network()
@@ -146,7 +146,7 @@ def test_training_learns() -> None:
 
 
 def test_schedule_rises_linearly_and_falls_as_a_cosine() -> None:
-    rates = [_rate(step, 4, 12) for step in range(13)]
+    rates = [Independent().learning_rate(step, 4, 12) for step in range(13)]
     assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert rates[4] == pytest.approx(1.0)
     assert rates[8] == pytest.approx(0.5)

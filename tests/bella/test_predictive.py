@@ -123,7 +123,7 @@ def test_damaged_files_are_one_clear_error(tmp_path_factory: pytest.TempPathFact
 
 
 def test_costs_count_and_measure() -> None:
-    costs = count_costs(total_parameters=1000, base_bytes=4000, per_particle=10, num_particles=5)
+    costs = count_costs(total_parameters=1000, base_bytes=4000, trainable_parameters=50, num_particles=5)
     assert (costs.trainable_parameters, costs.ratio, costs.stored_bytes) == (50, 0.01, 200)
     with peak_memory(torch.device("cpu")) as before:
         pass

@@ -37,8 +37,8 @@ def test_counts_and_operations_are_those_of_real_particles(method: str) -> None:
     model = build_classifier(run.backbone, class_names=[str(i) for i in range(10)], image_size=96, head="trained", templates=())
     made: Method = METHODS.resolve(method)
     particles = made.particles(model, 3, head="head", seeds=0, chunk_size=None, **run.particle_options)
-    assert found.counts.trainable_parameters_per_particle == particles.trainable_parameters_per_particle
-    assert found.counts.stored_bytes == 3 * 4 * particles.trainable_parameters_per_particle
+    assert found.counts.trainable_parameters == particles.trainable_parameters
+    assert found.counts.stored_bytes == 4 * particles.trainable_parameters
     images, targets = torch.rand(16, 3, 96, 96), torch.zeros(3, 16, dtype=torch.int64)
     particles.zero_gradients()
     loss_and_gradients(particles, particles.prepare(images), targets)  # finds the fan-out
