@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.figures import Rows, draw_lines, legend, panels, styles
-from benchmarks.stored import Array, StoredRun
+from benchmarks.stored import BINS, Array, StoredRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BINS = 15
 LEAST_IN_A_BIN = 5
 """Bins with fewer examples are not drawn: their accuracy says nothing."""
 

@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import (
     multiclass_calibration_error,
 )
 
-BINS = 15
+from benchmarks.stored import BINS
 
 
 def accuracy(log_probabilities: Tensor, targets: Tensor) -> float | None:

@@ -12,10 +12,13 @@ from typing import Any
 import yaml
 
 from bella.errors import UserError
+from benchmarks.across import compared_pairs, ensemble_curves
+from benchmarks.equivalent import write_curves
+from benchmarks.examples import write_examples
 from benchmarks.figures import write_figures
 from benchmarks.records import FILE, check_name, write_text
 from benchmarks.stored import find_runs
-from benchmarks.tables import FORMS, make_tables
+from benchmarks.tables import FORMS, group_runs, make_tables
 
 COSTS = ("costs.json", "costs.md")
 """What `bella costs SUITE --out` has written."""
@@ -53,6 +56,11 @@ def publish(source: Path, results: Path) -> Path:
         for path in (suite_file, *costs):
             shutil.copyfile(path, made / path.name)
         if (made / "runs").exists():
+            for run in find_runs(source) if compared_pairs(source) else ():
+                write_examples(run, made / run.folder.relative_to(source))
+            curves = ensemble_curves(source, group_runs(source))
+            if curves:
+                write_curves(curves, made)
             tables = make_tables(made)
             for ending, form in FORMS.items():
                 (made / f"tables.{ending}").write_text(form(tables), encoding="utf-8")

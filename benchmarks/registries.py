@@ -105,6 +105,14 @@ SUITES = Registry(
             "benchmarks.suites:RELEASED",
             "the released code's rule beside SVGD and the ensemble on digits, three seeds; minutes on two cores",
         ),
+        "rivals": ("benchmarks.suites:RIVALS", "Bella's variants and its rivals on the embedded problems"),
+        "cifar10": (
+            "benchmarks.suites:CIFAR10",
+            "20 methods on CIFAR-10 as JPEG folders (set data=FOLDER), EfficientNet-Lite0 at 64 px; many hours on two cores",
+        ),
+        "cifar10-near": ("benchmarks.suites:CIFAR10_NEAR", "the same with two classes left out, which have to be told"),
+        "cifar10-tuning": ("benchmarks.suites:CIFAR10_TUNING", "how its learning rates were chosen, on a validation split"),
+        "cifar10-sweeps": ("benchmarks.suites:CIFAR10_SWEEPS", "its rank, particles, repulsion, targets, theta_0, data size"),
         "paper-cifar": (
             "benchmarks.suites:PAPER_CIFAR",
             "CIFAR-10, CIFAR-100, STL-10 with CLIP ViT-B/32: corruption, OOD, attacks (downloads, GPU)",

@@ -14,6 +14,9 @@ from benchmarks.records import FILE, Record, read_record
 
 Array = np.ndarray
 
+BINS = 15
+"""Of calibration errors."""
+
 
 @dataclass(frozen=True)
 class StoredRun:
@@ -39,7 +42,11 @@ class StoredRun:
 
     def distances(self) -> dict[str, Array] | None:
         """Distances (n, n) between particles; None where none are stored."""
-        return self._load(self.folder / "distances.safetensors")
+        return self.tensors("distances.safetensors")
+
+    def tensors(self, name: str) -> dict[str, Array] | None:
+        """What a file of the run's folder holds; None where there is none."""
+        return self._load(self.folder / name)
 
     def _load(self, path: Path) -> dict[str, Array] | None:
         if not path.exists():

@@ -57,7 +57,10 @@ class ProblemEntry(_Entry):
 
 
 class Suite(BaseModel):
-    """A suite file. In its lists a plain name stands for an entry without settings."""
+    """A suite file. In its lists a plain name stands for an entry without settings.
+
+    compare: pairs of labels whose difference, the first less the second, tables show with a 95 % interval.
+    """
 
     model_config = ConfigDict(extra="forbid")
     name: str
@@ -66,6 +69,7 @@ class Suite(BaseModel):
     problems: list[ProblemEntry] = Field(min_length=1)
     tasks: list[TaskEntry] = Field(min_length=1)
     seeds: list[int] = Field(default=[0], min_length=1)
+    compare: list[tuple[str, str]] = Field(default_factory=list)
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("methods", "problems", "tasks", mode="before")

@@ -17,10 +17,20 @@ from typing import Any
 import yaml
 
 from bella.errors import UserError, suggest
+from benchmarks.across import (
+    DIFFERENCES,
+    DIFFERENCES_CAPTION,
+    EQUIVALENTS,
+    EQUIVALENTS_CAPTION,
+    compare_rows,
+    compared_pairs,
+    ensemble_curves,
+    equivalents,
+)
 from benchmarks.records import Record
 from benchmarks.registries import METHODS, TASKS
 from benchmarks.stored import StoredRun, find_runs
-from benchmarks.task import Column
+from benchmarks.task import Column, Value
 
 SUMMARY_COSTS: tuple[Column, ...] = (
     Column("trainable_parameters_per_particle", "Trained / particle", None, unit="count"),
@@ -46,16 +56,6 @@ COSTS_CAPTION = (
 )
 
 
-@dataclass(frozen=True)
-class Value:
-    """A column's values for one method: mean and sample standard deviation over the seeds that define it."""
-
-    mean: float | None
-    std: float | None
-    count: int
-    seeds: int
-
-
 @dataclass
 class Table:
     """One table: values by row and column, and which are best."""
@@ -73,8 +73,14 @@ class Table:
         return f"{self.problem}: {self.name}"
 
     def best(self, index: int) -> set[int]:
-        """Rows that show the best mean of a column; all that print the same. None where there is nothing to compare."""
+        """Rows that show the best mean of a column; all that print the same. None where there is nothing to compare.
+
+        Of differences: those whose interval does not hold 0.
+        """
         column = self.columns[index]
+        intervals = {row: values[index].interval for row, (_, values) in enumerate(self.rows)}
+        if any(intervals.values()):
+            return {row for row, found in intervals.items() if found is not None and not found[0] <= 0 <= found[1]}
         means = {row: values[index].mean for row, (_, values) in enumerate(self.rows)}
         known = {row: mean for row, mean in means.items() if mean is not None}
         if column.better is None or len(known) < 2:
@@ -105,7 +111,9 @@ def make_tables(folder: Path) -> list[Table]:
         UserError: the folder has no records, or a damaged one.
     """
     tables = []
-    for problem, grouped in group_runs(folder).items():
+    pairs, runs_by_problem = compared_pairs(folder), group_runs(folder)
+    curves = ensemble_curves(folder, runs_by_problem)
+    for problem, grouped in runs_by_problem.items():
         rows = {label: [run.record for run in runs] for label, runs in grouped.items()}
         records = [record for members in rows.values() for record in members]
         source = describe_source(records)
@@ -121,8 +129,16 @@ def make_tables(folder: Path) -> list[Table]:
                     (label, [summarise(members, name, c) for c in columns] + [summarise(members, "costs", c) for c in costs])
                     for label, members in answered.items()
                 ]
-                tables.append(Table(problem, name, title, (*columns, *costs), body, f"{source} {task.caption}."))
+                caption = f"{source} {task.caption}."
+                if title == next(iter(task.tables)) and name == "classification" and problem in curves:
+                    extra = equivalents(answered, curves[problem])
+                    columns = (*columns, *EQUIVALENTS)
+                    body = [(label, [*v[: len(v) - len(costs)], *extra[label], *v[len(v) - len(costs) :]]) for label, v in body]
+                    caption += f" {EQUIVALENTS_CAPTION}."
+                tables.append(Table(problem, name, title, (*columns, *costs), body, caption))
                 costs = ()
+            if name == "classification" and (differences := compare_rows(grouped, pairs)):
+                tables.append(Table(problem, name, "Differences", DIFFERENCES, differences, f"{source} {DIFFERENCES_CAPTION}."))
         body = [(label, [summarise(members, "costs", c) for c in COSTS]) for label, members in rows.items()]
         tables.append(Table(problem, "costs", "Costs", COSTS, body, f"{source} {COSTS_CAPTION}."))
     return tables
@@ -236,6 +252,9 @@ def format_value(value: Value, column: Column, pm: str = "±") -> str:
     """mean ± std; a dash where undefined; the count of seeds that define it where not all do."""
     if value.mean is None:
         return "–"
+    if value.interval is not None:
+        low, high = (format_number(end, column) for end in value.interval)
+        return f"{format_number(value.mean, column)} [{low}, {high}]"
     text = format_number(value.mean, column)
     if value.std is not None:
         text += f" {pm} {format_number(value.std, column)}"
@@ -313,15 +332,16 @@ def _escape(text: str) -> str:
 
 
 def to_csv(tables: Sequence[Table]) -> str:
-    """One line a value: table, method, metric, mean, std, seeds that define it; full precision, base units."""
+    """One line a value: table, method, metric, mean, std, seeds that define it, interval; full precision, base units."""
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
-    writer.writerow(["table", "method", "metric", "mean", "std", "seeds"])
+    writer.writerow(["table", "method", "metric", "mean", "std", "seeds", "low", "high"])
     for table in tables:
         for label, values in table.rows:
             for column, value in zip(table.columns, values, strict=True):
                 numbers = ["" if number is None else repr(number) for number in (value.mean, value.std)]
-                writer.writerow([table.title, label, column.metric, *numbers, value.count])
+                ends = ["", ""] if value.interval is None else [repr(end) for end in value.interval]
+                writer.writerow([table.title, label, column.metric, *numbers, value.count, *ends])
     return output.getvalue()
 
 

@@ -74,6 +74,17 @@ class Column:
     unit: Literal["number", "count", "bytes", "seconds"] = "number"
 
 
+@dataclass(frozen=True)
+class Value:
+    """A column's values for one method: mean and sample standard deviation over the seeds that define it, or an interval."""
+
+    mean: float | None
+    std: float | None
+    count: int
+    seeds: int
+    interval: tuple[float, float] | None = None
+
+
 class Task(ABC):
     """One task. Class attributes: `options`; `revision`, raised when its numbers change; `tables`, title -> columns; `caption`."""
 

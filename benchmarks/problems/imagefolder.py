@@ -116,7 +116,7 @@ class ImageFolder(Problem[ImageFolderOptions]):
                 raise UserError(f"unseen: {training} has no class {name!r}: {suggest(name, names)}")
         names = [name for name in names if name not in options.unseen]
         if len(names) < 2:
-            raise UserError(f"{training} has {len(names)} class folders that are learned: at least 2 are needed")
+            raise UserError(f"{training} has {len(names)} class folders: at least 2 are needed")
         return names
 
     def _splits(self, options: ImageFolderOptions) -> dict[str, Files]:

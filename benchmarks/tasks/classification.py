@@ -50,7 +50,7 @@ class Classification(Task):
         ),
     }
     caption = (
-        "Of the test split, but for the table that says validation, by which settings are chosen; NLL in nats; ECE with 15 equal bins, L1 norm, of the averaged prediction; (T): after temperature scaling, one T a run "
+        "NLL in nats; ECE with 15 equal bins, L1 norm, of the averaged prediction; (T): after temperature scaling, one T a run "
         "fitted by validation NLL; AUROC of misclassification detection by predictive entropy; AURC: mean error rate over "
         "coverages, most confident examples first; entropies and mutual information "
         "in nats; distances are means over pairs of particles (weights and products Euclidean, functions total variation)"

@@ -42,7 +42,7 @@ TYPES = (
 OWN_GENERATOR = ("impulse_noise", "glass_blur")
 """Types that draw from a generator of their own, fresh at every call unless they are given a seed."""
 
-METRICS = ("accuracy", "nll", "ece")
+METRICS = ("accuracy", "nll", "ece", "tempered/nll", "tempered/ece")
 
 
 class CorruptionOptions(Options):
@@ -60,8 +60,9 @@ class CorruptionOptions(Options):
 
 
 class Corruption(Task):
-    """Accuracy, NLL and ECE for each type and severity, and their means."""
+    """Accuracy, NLL and ECE for each type and severity, also after temperature scaling, and their means."""
 
+    revision = 2
     options = CorruptionOptions
     tables: ClassVar[dict[str, tuple[Column, ...]]] = {
         "Corruption": (
@@ -71,12 +72,14 @@ class Corruption(Task):
             Column("mean/nll", "NLL", "lower"),
             Column("mean/ece", "ECE (%)", "lower", 100, 1),
             *(Column(f"mean/{s}/ece", f"ECE, severity {s}", "lower", 100, 1) for s in (1, 3, 5)),
+            Column("mean/tempered/nll", "NLL (T)", "lower"),
+            Column("mean/tempered/ece", "ECE (T, %)", "lower", 100, 1),
         )
     }
     caption = (
         "Means over corruption types of corrupted test images (package imagecorruptions-imaug, after Hendrycks & Dietterich 2019), "
-        "over all severities asked for and by severity; accuracy and ECE (15 equal bins, L1 norm) in per cent, NLL in nats; clean: "
-        "the same images without corruption"
+        "over all severities asked for and by severity; accuracy and ECE (15 equal bins, L1 norm) in per cent, NLL in nats; (T): after "
+        "temperature scaling, with the T of the clean validation split; clean: the same images without corruption"
     )
 
     def evaluate(self, posterior: Posterior, options: CorruptionOptions) -> dict[str, float | None]:
@@ -88,6 +91,10 @@ class Corruption(Task):
             if kind not in TYPES:
                 raise UserError(f"task corruption: unknown type {kind!r}: {suggest(kind, TYPES)}")
         found: dict[str, float | None] = {}
+        validation = posterior.predictions("validation")
+        temperature = predictive.fit_temperature(
+            predictive.log_predictive(validation.logits.double(), posterior.average), validation.targets
+        )
 
         def measure(name: str, stored: str, kind: str | None, severity: int) -> None:
             def load() -> ImageSplit:
@@ -105,6 +112,9 @@ class Corruption(Task):
             found[f"{name}/accuracy"] = metrics.accuracy(averaged, predictions.targets)
             found[f"{name}/nll"] = metrics.nll(averaged, predictions.targets)
             found[f"{name}/ece"] = metrics.expected_calibration_error(averaged, predictions.targets)
+            tempered = predictive.temper(averaged, temperature)
+            found[f"{name}/tempered/nll"] = metrics.nll(tempered, predictions.targets)
+            found[f"{name}/tempered/ece"] = metrics.expected_calibration_error(tempered, predictions.targets)
 
         source = "corruption" if options.arrays is None else f"official-{check_name(options.arrays.name, 'arrays: folder')}"
         measure("clean", f"corruption-none-{options.limit}", None, 0)

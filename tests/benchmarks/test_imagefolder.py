@@ -64,6 +64,23 @@ def test_hidden_folders_and_other_files_are_ignored_and_subfolders_are_read(tmp_
     assert len(names) == 11
 
 
+def test_unseen_classes_are_kept_out_of_every_split_and_are_near_images(tmp_path: Path) -> None:
+    root = make_tree(tmp_path)
+    for split in ("train", "test"):
+        for name, count in (("c", 4), ("d", 3)):
+            (root / split / name).mkdir()
+            for i in range(count):
+                Image.new("RGB", (8, 8)).save(root / split / name / f"{i}.png")
+    data = ImageFolder().load(ImageFolderOptions(data=root, image_size=8, unseen=("c", "b")))
+    assert data.class_names == ["a", "d"]
+    assert data.near == ("unseen-classes",)
+    assert sorted({name.split("/")[1] for name in data.further["unseen-classes"].ids}) == ["b", "c"]
+    assert all(name.split("/")[1] in "ad" for split in (data.training, data.validation, data.test) for name in split.ids)
+    assert "without c, b" in data.description
+    with pytest.raises(UserError, match="has no class 'e'"):
+        ImageFolder().load(ImageFolderOptions(data=root, image_size=8, unseen=("e",)))
+
+
 def test_one_class_and_empty_splits_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "one"
     (root / "train" / "a").mkdir(parents=True)

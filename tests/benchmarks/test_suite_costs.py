@@ -50,13 +50,18 @@ def test_counts_and_operations_are_those_of_real_particles(method: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "settings"), [("ensemble", {}), ("bella-svgd", {}), ("bella-svgd", {"chunk_size": 1})])
-def test_memory_estimates_are_near_what_is_measured(method: str, settings: dict[str, int]) -> None:
-    run = planned(method, batch_size=64, **settings)
-    found = estimate.estimate(run, half_precision=False)
-    seen = call_isolated(estimate.measure, run, "cpu")
-    libraries = 400e6  # code and work space that a first product brings in
-    assert 0.7 * found.memory_bytes < seen.memory_bytes < 1.4 * found.memory_bytes + libraries
-    assert seen.step_seconds > 0
+def test_memory_estimates_grow_as_what_is_measured(method: str, settings: dict[str, int]) -> None:
+    """With the batch: what a first product brings in, code and work space, differs from processor to processor and does not grow.
+
+    Estimates count what is saved for the backward pass, not what lives for a moment within it (a quarter to a half more, here).
+    """
+    runs = [planned(method, batch_size=size, **settings) for size in (8, 40)]
+    found = [estimate.estimate(run, half_precision=False).memory_bytes for run in runs]
+    seen = [call_isolated(estimate.measure, run, "cpu", 1) for run in runs]
+    growth = (seen[1].memory_bytes - seen[0].memory_bytes) / (found[1] - found[0])
+    assert 0.8 < growth < 2
+    assert all(own.memory_bytes > 0.7 * expected for own, expected in zip(seen, found, strict=True))
+    assert all(own.step_seconds > 0 for own in seen)
 
 
 def test_chunks_save_memory_and_nothing_else() -> None:

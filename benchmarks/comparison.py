@@ -1,0 +1,89 @@
+"""Are two methods different, or is it the luck of the images and seeds? Paired bootstrap over both (Efron & Tibshirani 1993).
+
+Both methods of a pair saw the same test images, and a seed gives both the same order of the data. So each replicate draws images
+and seeds with replacement, the same for both, and takes the difference: what images and seeds do to both alike falls away.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.examples import examples_of
+from benchmarks.stored import BINS, Array, StoredRun
+
+REPLICATES = 1000
+METRICS = ("accuracy", "nll", "ece", "auroc")
+
+Interval = tuple[float, float, float]
+"""A difference, and the 2.5 and 97.5 % quantiles of its replicates."""
+
+
+def compare(first: Sequence[StoredRun], second: Sequence[StoredRun]) -> dict[str, Interval]:
+    """first - second, of accuracy, NLL (nats), ECE, and the AUROC of telling out-of-distribution images from the test split by
+    entropy, mean over sets.
+
+    Over the seeds that both have; within a replicate all of them see the same images, for the test split is one. Nothing where
+    there is no such seed, or no predictions are stored.
+    """
+    ours, theirs = ({run.record.run.seed: run for run in side} for side in (first, second))
+    pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+    drawn = np.vstack([np.ones(len(pairs)), _counts("seeds", len(pairs))]) if pairs else np.ones((1, 0))
+    found = {}
+    for metric in METRICS:
+        both = [[replicates(run.folder, run).get(metric) for run in pair] for pair in pairs]
+        if not both or any(own is None for pair in both for own in pair):
+            continue
+        differences = np.stack([pair[0] - pair[1] for pair in both], axis=1)  # type: ignore[operator]
+        mean = (differences * drawn).sum(1) / len(pairs)
+        low, high = np.quantile(mean[1:], (0.025, 0.975))
+        found[metric] = (float(mean[0]), float(low), float(high))
+    return found
+
+
+@functools.cache
+def _counts(what: str, size: int) -> Array:
+    """How often each of `size` things is drawn, in every replicate, always the same: (R, size)."""
+    random = np.random.default_rng([size, *what.encode()])
+    return random.multinomial(size, np.full(size, 1 / size), size=REPLICATES).astype(np.float32)
+
+
+_KNOWN: dict[Path, dict[str, Array]] = {}
+
+
+def replicates(folder: Path, run: StoredRun) -> dict[str, Array]:
+    """A run's metrics on the test images as they are, then on every replicate of them, (1 + R,); kept, for other pairs."""
+    if folder not in _KNOWN:
+        own = examples_of(run)
+        _KNOWN[folder] = _metrics(own) if own else {}
+    return _KNOWN[folder]
+
+
+def _metrics(run: Mapping[str, Array]) -> dict[str, Array]:
+    size = len(run["correct"])
+    images = np.vstack([np.ones(size, dtype=np.float32), _counts("images", size)])
+    confidence = run["confidence"].astype(np.float32)
+    gap = np.zeros((size, BINS), dtype=np.float32)
+    gap[np.arange(size), np.minimum((confidence * BINS).astype(int), BINS - 1)] = confidence - run["correct"]
+    found = {
+        "accuracy": images @ run["correct"].astype(np.float32) / size,
+        "nll": images @ run["nll"].astype(np.float32) / size,
+        "ece": np.abs(images @ gap).sum(1) / size,
+    }
+    areas = []
+    for name in run:
+        if name.startswith("outside/"):
+            counts = np.vstack([np.ones(len(run[name]), dtype=np.float32), _counts(name, len(run[name]))])
+            areas.append(weighted_auroc(run["entropy"], run[name], images, counts))
+    return {**found, "auroc": np.mean(areas, axis=0)} if areas else found
+
+
+def weighted_auroc(inside: Array, outside: Array, inside_counts: Array, outside_counts: Array) -> Array:
+    """Area under the ROC curve, outside scores higher and ties counting half, for every row of counts (R, N), (R, M): (R,)."""
+    inside, outside = inside.astype(np.float32)[:, None], outside.astype(np.float32)[None]
+    won = (inside < outside) + np.float32(0.5) * (inside == outside)  # (N, M)
+    pairs = ((inside_counts @ won) * outside_counts).sum(1, dtype=np.float64)
+    return pairs / (inside_counts.sum(1) * outside_counts.sum(1))
