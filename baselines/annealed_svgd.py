@@ -56,7 +56,7 @@ class AnnealedSVGD(SVGD):
 
     def transform(self, particles: Particles, training_size: int) -> None:
         """Weaken the gradients, then SVGD, which is linear in them."""
-        for stored in particles.storage:
+        for stored in particles.storage if particles.num_particles > 1 else ():
             if stored.grad is not None:
                 stored.grad *= self._driving  # type: ignore[attr-defined]
         super().transform(particles, training_size)

@@ -16,10 +16,11 @@ from bella.particles import derive_seed
 
 
 class BatchEnsembleParticles(FullRankParticles):
-    """One full-rank network, and for every matrix and kernel of it vectors r_i (out) and s_i (in) a member.
+    """One full-rank network, and for every linear layer and convolution of it vectors r_i (out) and s_i (in) a member.
 
-    Biases and norms are shared; a trained head is each member's own. The shared weights get the mean of the members' gradients. The
-    factors start at N(1, factor_std^2): around theta_0 the paper's random signs would destroy what was learned before.
+    Biases and norms are shared; a trained head is each member's own. The objective is the mean of the members' U, so what is a
+    member's own gets a share of 1/n of its gradient, likelihood and prior alike. The factors start at N(1, factor_std^2): around
+    theta_0 the paper's random signs would destroy what was learned before.
 
     Args:
         factor_std: spread of r and s at the start.
@@ -35,7 +36,6 @@ class BatchEnsembleParticles(FullRankParticles):
         num_particles: int,
         *,
         head: str | None = None,
-        initial_std: float = 0.0,
         factor_std: float = 0.05,
         seeds: int | Sequence[int] = 0,
         chunk_size: int | None = None,
@@ -43,8 +43,9 @@ class BatchEnsembleParticles(FullRankParticles):
         if factor_std < 0:
             raise UserError(f"factor_std is {factor_std}: 0 or more")
         self._factor_std = factor_std
+        self._matrices = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
         self._factored: dict[str, tuple[int, int]] = {}
-        super().__init__(model, num_particles, head=head, initial_std=initial_std, seeds=seeds, chunk_size=chunk_size)
+        super().__init__(model, num_particles, head=head, seeds=seeds, chunk_size=chunk_size)
 
     def _shapes(self, network: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """The network's own, with heads for all members, and the factors (n, out), (n, in) as names.r and names.s."""
@@ -55,7 +56,7 @@ class BatchEnsembleParticles(FullRankParticles):
                 shapes[name] = (n, *shape)
                 continue
             shapes[name] = shape
-            if len(shape) > 1:
+            if name in self._matrices:
                 self._factored[name] = (shape[0], shape[1])
                 shapes |= {f"{name}.r": (n, shape[0]), f"{name}.s": (n, shape[1])}
         return shapes
@@ -83,6 +84,18 @@ class BatchEnsembleParticles(FullRankParticles):
         if name.endswith((".r", ".s")) and name[:-2] in self._factored:
             return torch.ones((), device=self.storage[0].device, dtype=self.storage[0].dtype)
         return super().prior_mean(name)
+
+    def add_prior_gradient(self, std: float, training_size: int) -> None:
+        """As ever, a share of 1/n for what is a member's own."""
+        own = [
+            leaf.grad
+            for name, leaf in self.stacked_parameters().items()
+            if leaf.grad is not None and (name not in self._theta_0 or name[:-2] in self._factored)
+        ]
+        before = [gradient.clone() for gradient in own]
+        super().add_prior_gradient(std, training_size)
+        for gradient, old in zip(own, before, strict=True):
+            gradient.sub_(old).div_(self.num_particles).add_(old)
 
     def weights(self, index: int) -> dict[str, Tensor]:
         """W o (r_i s_i^T) for one member, its own head, and what is shared."""

@@ -6,8 +6,6 @@ Sources: Daxberger et al. 2021, "Laplace Redux" (arXiv 2106.14806), whose librar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -61,17 +59,21 @@ def _copy_mode(trained: Particles, drawn: Particles) -> None:
 class LastLayerLaplace(_Laplace):
     """The trained head is Gaussian, with a Kronecker-factored Gauss-Newton matrix (laplace-torch); the rest is the mode."""
 
-    def draw(
-        self, trained: Particles, drawn: Particles, training: Examples, prior_std: float, device: torch.device, seed: int
-    ) -> dict[str, float]:
-        """Fit the Gaussian to the features in front of the head, and draw n heads."""
-        head = getattr(trained, "head", None)
-        if head is None:
+    def check(self, particles: Particles) -> None:
+        """A head must train, and laplace-torch be there."""
+        if getattr(particles, "head", None) is None:
             raise UserError("last-layer Laplace needs a head that trains: set head=trained")
         try:
-            import laplace
+            import laplace  # noqa: F401
         except ImportError as error:
             raise UserError("last-layer Laplace needs laplace-torch: pip install 'bella-bench[laplace]'") from error
+
+    def draw(self, trained: Particles, drawn: Particles, training: Examples, device: torch.device, seed: int) -> dict[str, float]:
+        """Fit the Gaussian to the features in front of the head, and draw n heads."""
+        import laplace
+
+        head = getattr(trained, "head", None)
+        assert head is not None
         names = [name for name in (f"{head}.weight", f"{head}.bias") if name in trained.stacked_parameters()]
         mode = trained.merge(0).to(device)
         last = linear_head(mode, head)
@@ -115,8 +117,11 @@ class LowRankLaplace(_Laplace):
     """Everything that a low-rank particle trains is Gaussian, with a diagonal generalised Gauss-Newton matrix.
 
     precision = sum_i sum_c p_ic (d log p_ic / d theta)^2 + prior precision, over training examples i and classes c: for a softmax
-    the Gauss-Newton matrix is the Fisher information, so this is its diagonal and no estimate. The gradients of single examples
-    cost no more than those of particles: each example is given to a particle of its own that holds the mode.
+    the Gauss-Newton matrix is the Fisher information, so this is its diagonal and no estimate. Each example is given to a particle
+    of its own that holds the mode, which gives the gradients of many examples in one pass; there is one pass back a class.
+
+    Particles are draws of the factors and compute as ever. Yang et al. keep correlations (Kronecker factors) and predict with the
+    network linearised around the mode, which suffers less where the Gaussian is wide: this is their posterior's simplest form.
 
     Attributes:
         scale: of the covariance; 1 is the posterior.
@@ -130,12 +135,14 @@ class LowRankLaplace(_Laplace):
         if self.scale < 0:
             raise UserError(f"scale is {self.scale}: 0 or more")
 
-    def draw(
-        self, trained: Particles, drawn: Particles, training: Examples, prior_std: float, device: torch.device, seed: int
-    ) -> dict[str, float]:
-        """Fit the Gaussian, and draw n particles."""
-        if not isinstance(trained, LowRankParticles):
+    def check(self, particles: Particles) -> None:
+        """There must be factors."""
+        if not isinstance(particles, LowRankParticles) or particles.shares_rows:
             raise UserError("Laplace over the factors needs low-rank particles; other networks have the last-layer one")
+
+    def draw(self, trained: Particles, drawn: Particles, training: Examples, device: torch.device, seed: int) -> dict[str, float]:
+        """Fit the Gaussian, and draw n particles."""
+        assert isinstance(trained, LowRankParticles)
         fisher = fisher_diagonal(trained, training, device)
         mode = trained.storage[0].detach()[0]
         precision = evidence_precision(mode, fisher) if self.prior_precision is None else self.prior_precision
@@ -151,31 +158,19 @@ def fisher_diagonal(trained: LowRankParticles, examples: Examples, device: torch
     """sum_i sum_c p_ic (d log p_ic / d theta)^2 at the first particle, over all examples: (d,), float64."""
     total = torch.zeros(trained.storage[0].shape[1], dtype=torch.float64, device=device)
     mode = {name: tensor[:1].detach() for name, tensor in trained.stacked_parameters().items()}
-    with _apart(trained):
-        for indices in torch.arange(len(examples)).split(_EXAMPLES):
-            k = len(indices)
-            own = {name: tensor.expand(k, *tensor.shape[1:]).clone().requires_grad_() for name, tensor in mode.items()}
-            inputs = map_inputs(lambda t: t.unsqueeze(1), examples.inputs(indices, device))
-            logits = trained.logits_with(own, trained.prepare(inputs, per_particle=True), slice(0, k))[:, 0]
-            log_p = F.log_softmax(logits.float(), dim=-1)
-            p = log_p.detach().exp().double()
-            for c in range(log_p.shape[1]):
-                keep = c + 1 < log_p.shape[1]
-                gradients = torch.autograd.grad(log_p[:, c].sum(), list(own.values()), retain_graph=keep)
-                flat = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1).double()
-                total += (p[:, c : c + 1] * flat.square()).sum(0)
+    for indices in torch.arange(len(examples)).split(_EXAMPLES):
+        k = len(indices)
+        own = {name: tensor.expand(k, *tensor.shape[1:]).clone().requires_grad_() for name, tensor in mode.items()}
+        inputs = map_inputs(lambda t: t.unsqueeze(1), examples.inputs(indices, device))
+        logits = trained.logits_with(own, trained.prepare(inputs, per_particle=True), slice(0, k))[:, 0]
+        log_p = F.log_softmax(logits.float(), dim=-1)
+        p = log_p.detach().exp().double()
+        for c in range(log_p.shape[1]):
+            keep = c + 1 < log_p.shape[1]
+            gradients = torch.autograd.grad(log_p[:, c].sum(), list(own.values()), retain_graph=keep)
+            flat = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1).double()
+            total += (p[:, c : c + 1] * flat.square()).sum(0)
     return total
-
-
-@contextmanager
-def _apart(trained: LowRankParticles) -> Iterator[None]:
-    """Nothing random in the passes."""
-    was = trained.training
-    trained.eval()
-    try:
-        yield
-    finally:
-        trained.train(was)
 
 
 def evidence_precision(mode: Tensor, fisher: Tensor, steps: int = 100) -> float:

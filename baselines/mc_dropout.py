@@ -27,9 +27,11 @@ def _masks(length: int, rate: float, seeds: Sequence[int], name: str, training: 
     return (drawn >= rate).float() / (1 - rate)
 
 
-def _check(rate: float, samples: int) -> None:
-    if not 0 < rate < 1 or samples < 1:
-        raise UserError(f"rate is {rate}: between 0 and 1; samples is {samples}: at least 1")
+def _check(rate: float, samples: int, num_particles: int) -> None:
+    if not 0 < rate < 1 or not 1 <= samples <= num_particles:
+        raise UserError(
+            f"rate is {rate}: between 0 and 1; samples is {samples}: from 1 to the number of particles ({num_particles})"
+        )
 
 
 class DropoutParticles(FullRankParticles):
@@ -60,21 +62,22 @@ class DropoutParticles(FullRankParticles):
         seeds: int | Sequence[int] = 0,
         chunk_size: int | None = None,
     ) -> None:
-        _check(rate, samples)
+        _check(rate, samples, num_particles)
         if dropped is None and head is None:
             raise UserError("dropped: name the layers whose inputs are dropped; there is no trained head")
         names = [head] if dropped is None else [adapter.name for adapter in plan_adapters(model, dropped, 1)]
         self._dropped = [f"{name}.weight" for name in names]
-        grouped = [name for name in names if getattr(model.get_submodule(str(name)), "groups", 1) > 1]
-        if grouped:
-            raise UserError(f"dropped: {grouped[0]} is a grouped convolution, whose weight has no column for each input")
+        layers = dict(model.named_modules())
+        for name in names:
+            if not isinstance(layers.get(str(name)), nn.Linear | nn.Conv2d) or getattr(layers[str(name)], "groups", 1) > 1:
+                raise UserError(f"dropped: {name} is no linear layer or ungrouped convolution, which have a column for each input")
         self._rate = rate
         self._samples = samples
         super().__init__(model, num_particles, head=head, initial_std=initial_std, seeds=seeds, chunk_size=chunk_size)
 
     def training_chunks(self) -> Iterator[slice]:
         """As many draws as a step needs."""
-        return (slice(index, index + 1) for index in range(min(self._samples, self.num_particles)))
+        return (slice(index, index + 1) for index in range(self._samples))
 
     def weights(self, index: int) -> dict[str, Tensor]:
         """The shared weights, with columns dropped."""
@@ -112,7 +115,7 @@ class DropoutLowRankParticles(LowRankParticles):
         seeds: int | Sequence[int] = 0,
         chunk_size: int | None = None,
     ) -> None:
-        _check(rate, samples)
+        _check(rate, samples, num_particles)
         self._rate = rate
         self._samples = samples
         super().__init__(
@@ -128,14 +131,20 @@ class DropoutLowRankParticles(LowRankParticles):
 
     def training_chunks(self) -> Iterator[slice]:
         """As many draws as a step needs."""
-        yield slice(0, min(self._samples, self.num_particles))
+        for start in range(0, self._samples, self.chunk_size):
+            yield slice(start, min(start + self.chunk_size, self._samples))
 
     def weights(self, rows: slice) -> Mapping[str, Tensor]:
         """The shared factors and head, with columns of A and of the head dropped."""
         k = rows.stop - rows.start
         drawn = {name: tensor.expand(k, *tensor.shape[1:]) for name, tensor in self.leaves(slice(0, 1)).items()}
-        names = [f"{adapter.name}.A" for adapter in self.adapters]
-        for name in names if self.head is None else [*names, f"{self.head}.weight"]:
-            mask = _masks(drawn[name].shape[-1], self._rate, self.seeds[rows], name, self.training)
-            drawn[name] = drawn[name] * mask.to(drawn[name]).unsqueeze(1)
+        taps = {f"{a.name}.A": _kernel_size(self._layers[a.name].base) for a in self.adapters}
+        for name, size in taps.items() if self.head is None else {**taps, f"{self.head}.weight": 1}.items():
+            mask = _masks(drawn[name].shape[-1] // size, self._rate, self.seeds[rows], name, self.training)
+            drawn[name] = drawn[name] * mask.to(drawn[name]).repeat_interleave(size, dim=1).unsqueeze(1)
         return drawn
+
+
+def _kernel_size(layer: nn.Module) -> int:
+    """Columns of a layer's weight, read as a matrix, for each of its inputs."""
+    return layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, nn.Conv2d) else 1

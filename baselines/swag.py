@@ -22,19 +22,20 @@ from bella.particles import Particles, derive_seed
 class SWAG(Inference):
     """Moments of the weights along the last part of a training.
 
-    From the share `start` of all steps on the rate is constant, and every few steps the weights theta are added to the running mean
-    and mean square, and their deviation from the mean so far to the last `max_rank` columns D. A particle is then drawn as
+    From the share `start` of all steps on the rate is constant, and at `snapshots` steps the weights theta are added to the running
+    mean and variance, and their deviation from the mean so far to the last `max_rank` columns D. A particle is then drawn as
 
         theta = mean + scale^(1/2) * ( Sigma_diag^(1/2) z_1 / sqrt(2)  +  D z_2 / sqrt(2 (K - 1)) ),
 
-    with K columns, Sigma_diag = max(mean square - mean^2, 0), z_1, z_2 ~ N(0, I) (Maddox et al., equation 1).
+    with K columns, Sigma_diag the variance and z_1, z_2 ~ N(0, I) (Maddox et al., equation 1). The variance is summed as deviations
+    (Welford 1962): the mean square less the squared mean loses it in float32 where weights are near 1.
 
     The optimizer here is AdamW, as for every method, and batch-norm statistics are theta_0's, so none are recomputed.
 
     Attributes:
         trajectories: networks that are trained; more than one is MultiSWAG. Particle i is drawn from network i mod trajectories.
         start: share of the steps after which weights are collected.
-        swa_rate: the constant rate, as a share of the peak.
+        swa_rate: the constant rate, as a share of the peak; until then the rate falls as ever, but no further.
         snapshots: how many times weights are collected, evenly spread.
         max_rank: K at most.
         scale: of the covariance.
@@ -47,7 +48,7 @@ class SWAG(Inference):
     max_rank: int = 20
     scale: float = 1.0
     _mean: list[Tensor] = field(default_factory=list, init=False, repr=False)
-    _square: list[Tensor] = field(default_factory=list, init=False, repr=False)
+    _squares: list[Tensor] = field(default_factory=list, init=False, repr=False)
     _columns: list[list[Tensor]] = field(default_factory=list, init=False, repr=False)
     _collected: int = field(default=0, init=False, repr=False)
 
@@ -90,23 +91,23 @@ class SWAG(Inference):
     def end_step(self, particles: Particles, step: int, total: int) -> None:
         """Collect the weights, at the steps where that is due."""
         begins = self._begins(total)
-        every = max(1, (total - begins) // self.snapshots)
-        if step < begins or (total - 1 - step) % every:
+        due = {begins + round((total - 1 - begins) * k / (self.snapshots - 1)) for k in range(self.snapshots)}
+        if step not in due:
             return
         theta = [stored.detach() for stored in particles.storage]
         if not self._collected:
-            self._mean, self._square = ([torch.zeros_like(t) for t in theta] for _ in range(2))
+            self._mean, self._squares = ([torch.zeros_like(t) for t in theta] for _ in range(2))
             self._columns = [[] for _ in theta]
         self._collected += 1
         for index, now in enumerate(theta):
-            self._mean[index] += (now - self._mean[index]) / self._collected
-            self._square[index] += (now.square() - self._square[index]) / self._collected
-            self._columns[index] = [*self._columns[index], now - self._mean[index]][-self.max_rank :]
+            from_old = now - self._mean[index]
+            self._mean[index] += from_old / self._collected
+            from_new = now - self._mean[index]
+            self._squares[index] += from_old * from_new
+            self._columns[index] = [*self._columns[index], from_new][-self.max_rank :]
 
     @torch.no_grad()
-    def draw(
-        self, trained: Particles, drawn: Particles, training: Examples, prior_std: float, device: torch.device, seed: int
-    ) -> dict[str, float]:
+    def draw(self, trained: Particles, drawn: Particles, training: Examples, device: torch.device, seed: int) -> dict[str, float]:
         """Fill n particles with draws, each from the Gaussian of its trajectory."""
         columns = len(self._columns[0]) if self._columns else 0
         if columns < 2:
@@ -117,7 +118,7 @@ class SWAG(Inference):
             weights = torch.randn(columns, generator=generator)
             for index, stored in enumerate(drawn.storage):
                 mean = self._mean[index][own]
-                spread = (self._square[index][own] - mean.square()).clamp_min(0).sqrt()
+                spread = (self._squares[index][own] / self._collected).sqrt()
                 noise = spread * torch.randn(mean.shape, generator=generator).to(mean) / 2**0.5
                 deviations = torch.stack([column[own] for column in self._columns[index]])
                 noise += torch.tensordot(weights.to(mean), deviations, dims=1) / (2 * (columns - 1)) ** 0.5
@@ -129,8 +130,8 @@ class SWAG(Inference):
         if not self._collected:
             return {}
         state = {"collected": torch.tensor(self._collected)}
-        for index, (mean, square, columns) in enumerate(zip(self._mean, self._square, self._columns, strict=True)):
-            state |= {f"mean/{index}": mean, f"square/{index}": square, f"columns/{index}": torch.stack(columns)}
+        for index, (mean, squares, columns) in enumerate(zip(self._mean, self._squares, self._columns, strict=True)):
+            state |= {f"mean/{index}": mean, f"squares/{index}": squares, f"columns/{index}": torch.stack(columns)}
         return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -138,5 +139,5 @@ class SWAG(Inference):
         self._collected = int(state["collected"]) if state else 0
         tensors = sum(name.startswith("mean/") for name in state)
         self._mean = [state[f"mean/{index}"] for index in range(tensors)]
-        self._square = [state[f"square/{index}"] for index in range(tensors)]
+        self._squares = [state[f"squares/{index}"] for index in range(tensors)]
         self._columns = [list(state[f"columns/{index}"]) for index in range(tensors)]

@@ -28,7 +28,7 @@ class VariationalLowRankParticles(LowRankParticles):
     to the same end); predictions use the n draws that the particles' seeds give, always the same ones.
 
     Args:
-        initial_std: Omega at the start, as a share of the bound of A's initial numbers, 1 / sqrt(fan_in).
+        initial_noise: Omega at the start, as a share of the bound of A's initial numbers, 1 / sqrt(fan_in).
         samples: draws a training step.
 
     The others are those of `LowRankParticles`.
@@ -45,14 +45,14 @@ class VariationalLowRankParticles(LowRankParticles):
         rank: int = 4,
         head: str | None = None,
         initial_b_std: float = 0.0,
-        initial_std: float = 0.3,
+        initial_noise: float = 0.3,
         samples: int = 1,
         seeds: int | Sequence[int] = 0,
         chunk_size: int | None = None,
     ) -> None:
-        if initial_std <= 0 or samples < 1:
-            raise UserError("initial_std is above 0, samples at least 1")
-        self._initial_std = initial_std
+        if initial_noise <= 0 or not 1 <= samples <= num_particles:
+            raise UserError(f"initial_noise is above 0, samples from 1 to the number of particles ({num_particles})")
+        self._initial_noise = initial_noise
         self._samples = samples
         super().__init__(
             model,
@@ -73,11 +73,12 @@ class VariationalLowRankParticles(LowRankParticles):
         super()._initialise(index, seed, initial_b_std)
         leaves = self.leaves(slice(index, index + 1))
         for adapter in self.adapters:
-            leaves[f"{adapter.name}.G"].fill_((self._initial_std * adapter.fan_in**-0.5) ** 0.5)
+            leaves[f"{adapter.name}.G"].fill_((self._initial_noise * adapter.fan_in**-0.5) ** 0.5)
 
     def training_chunks(self) -> Iterator[slice]:
         """As many draws as a step needs."""
-        yield slice(0, min(self._samples, self.num_particles))
+        for start in range(0, self._samples, self.chunk_size):
+            yield slice(start, min(start + self.chunk_size, self._samples))
 
     def weights(self, rows: slice) -> Mapping[str, Tensor]:
         """M + Omega o noise for k draws; B and the head are the same for all."""

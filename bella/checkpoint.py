@@ -29,20 +29,30 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
             raise OSError(f"{path}: {error}") from error
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+FORMAT = "bella-particles/1"
+
+
+def load_tensors(path: Path, form: str | None = None) -> dict[str, Tensor]:
     """Read a safetensors file.
 
+    Args:
+        path: the file.
+        form: what its header must call its format, where it says one; None: anything.
+
     Raises:
-        UserError: it is missing, damaged, or no safetensors file.
+        UserError: it is missing, damaged, no safetensors file, or of another format.
     """
     try:
         with safe_open(path, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
-            expected = (opened.metadata() or {}).get(CHECKSUM)
+            metadata = opened.metadata() or {}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); delete it, or take another copy") from error
+    found, expected = metadata.get("format"), metadata.get(CHECKSUM)
+    if form is not None and found not in (None, form):
+        raise UserError(f"{path}: format {found!r}, this version reads {form!r}: delete it, or use the version that wrote it")
     if expected is not None and expected != _checksum(tensors):
         raise UserError(f"{path}: damaged (its checksum is another one); delete it, or take another copy")
     return tensors
@@ -56,7 +66,7 @@ def save_particles(particles: Particles, path: Path) -> None:
     """Write every trainable parameter of every particle, name -> (n, ...); of all processes' particles, by the leading one."""
     tensors = {name: particles.shard.gather(tensor.detach()) for name, tensor in particles.stacked_parameters().items()}
     if particles.shard.leads:
-        save_tensors(tensors, path, {"format": "bella-particles/1", "parameterisation": type(particles).__name__})
+        save_tensors(tensors, path, {"format": FORMAT, "parameterisation": type(particles).__name__})
     particles.shard.everyone_done()
 
 
@@ -66,7 +76,7 @@ def load_particles(particles: Particles, path: Path) -> None:
     Raises:
         UserError: the file is damaged, or its names or shapes are of another architecture; nothing is changed then.
     """
-    tensors = load_tensors(path)
+    tensors = load_tensors(path, FORMAT)
     stacked = particles.stacked_parameters()
     for name in [*stacked, *tensors]:
         here = (particles.total_rows, *stacked[name].shape[1:]) if name in stacked else "nothing"

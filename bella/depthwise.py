@@ -1,7 +1,8 @@
 """Depthwise convolutions whose weights train, on images no larger than their kernel.
 
-On a CPU oneDNN takes fifty times as long for the gradient of such a kernel as for the convolution itself: it comes to a third of a
-training step of a full-rank EfficientNet on images of 64 px. Summed tap by tap over the pixels that meet, it is a few products.
+On a CPU without AVX-512 oneDNN takes fifty times as long for the gradient of such a kernel as for the convolution itself, which
+comes to half of a training step of a full-rank EfficientNet on images of 64 px. Summed tap by tap over the pixels that meet, it is
+a few products.
 """
 
 from __future__ import annotations

@@ -104,6 +104,8 @@ def fit(
     warmup = round(recipe.warmup * total_steps) if recipe.warmup_steps is None else recipe.warmup_steps
     particles.zero_gradients()
     optimizer = optimizer_for(particles, recipe)
+    if (inference.draws or inference.pushes_predictions) and particles.shard.total > particles.num_particles:
+        raise UserError(f"{type(inference).__name__} needs all particles in one process")
     if inference.couples and particles.shard.total > particles.num_particles:
         inference = OnAllParticles(inference, particles)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -148,6 +150,7 @@ def fit(
             history.examples += len(training)
             check_finite(training_nll, epoch)
             nll = validation_nll(particles, validation, recipe, device, unseen)
+            check_finite(nll, epoch, "validation")
             history.epochs.append(Epoch(training_nll, nll, time.perf_counter() - begun))
             standing.steps, standing.seconds, standing.loss_sum = 0, 0.0, torch.zeros((), device=device, dtype=torch.float64)
             if epoch == 0 or nll < history.epochs[history.best_epoch].validation_nll:

@@ -58,16 +58,20 @@ class Inference(ABC):
         """How many networks are trained for n particles."""
         return num_particles
 
-    def draw(
-        self, trained: Particles, drawn: Particles, training: Examples, prior_std: float, device: torch.device, seed: int
-    ) -> dict[str, float]:
+    def check(self, particles: Particles) -> None:  # noqa: B027
+        """Refuse particles that the rule cannot serve, before any training.
+
+        Raises:
+            UserError: says why.
+        """
+
+    def draw(self, trained: Particles, drawn: Particles, training: Examples, device: torch.device, seed: int) -> dict[str, float]:
         """Set n particles to draws from what was learned, for a rule that `draws`.
 
         Args:
             trained: the networks, after their training.
             drawn: n particles of the same kind, to be filled.
             training: what was learned from.
-            prior_std: of the Gaussian prior.
             device: where the particles are.
             seed: of the draws.
 

@@ -101,6 +101,10 @@ class Shard:
         """The sum of what each process has."""
         return own
 
+    def agree(self, own: bool) -> bool:
+        """Whether it holds on every process."""
+        return own
+
     def everyone_done(self) -> None:
         """Wait for all processes."""
 

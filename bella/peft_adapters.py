@@ -177,6 +177,8 @@ def load_peft_adapters(
     Raises:
         UserError: an adapter does not fit; nothing is changed then.
     """
+    if particles.shares_rows:
+        raise UserError(f"{type(particles).__name__} share their factors: adapters become particles of LowRankParticles")
     if len(folders) != particles.num_particles:
         raise UserError(f"{len(folders)} adapters for {particles.num_particles} particles: give one each")
     stacked = particles.stacked_parameters()

@@ -8,6 +8,7 @@ points of the same form; built-in names are declared where the registry is made.
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,6 +25,10 @@ class Entry:
     target: str
     summary: str
     origin: str
+
+
+class BrokenEntry(UserError):  # noqa: N818 - it says what is broken
+    """What is registered cannot be imported."""
 
 
 class Registry:
@@ -48,10 +53,12 @@ class Registry:
             for point in sorted(metadata.entry_points(group=self.group), key=lambda point: point.name):
                 origin = point.dist.name if point.dist is not None else point.module
                 if point.name in self._builtin:
-                    raise UserError(
-                        f"{origin} registers the {self.kind} {point.name!r}, which bella-bench already has: "
-                        "rename it in that package's entry points"
+                    warnings.warn(
+                        f"{origin} registers the {self.kind} {point.name!r}, which bella-bench already has: it is left out; "
+                        "rename it in that package's entry points",
+                        stacklevel=2,
                     )
+                    continue
                 self._entries[point.name] = Entry(point.name, point.value, f"from {point.value}", origin)
         return self._entries
 
@@ -79,9 +86,9 @@ class Registry:
         entry = self.entry(name)
         try:
             return load_target(entry.target)
-        except Exception as error:  # a module of another package may raise anything
+        except (Exception, SystemExit) as error:  # a module of another package may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{self.kind} {name!r} ({entry.target}, from {entry.origin}) cannot be loaded: {reason}") from error
+            raise BrokenEntry(f"{self.kind} {name!r} ({entry.target}, from {entry.origin}) cannot be loaded: {reason}") from error
 
 
 def load_target(target: str) -> Any:

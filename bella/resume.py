@@ -19,6 +19,7 @@ from bella.inference import Inference
 from bella.particles import Particles
 
 CHECKPOINT = "training.safetensors"
+FORMAT = "bella-training/2"
 LARGEST_SHARE = 0.05
 """Of the time of a training that writing checkpoints may take."""
 
@@ -57,6 +58,16 @@ class Standing:
     steps: int = 0
     seconds: float = 0.0
     history: History = field(default_factory=History)
+
+
+@dataclass
+class _Read:
+    """A checkpoint's content: this process's rows of the storage and of the optimizer's state, and what the rule remembers."""
+
+    standing: Standing
+    storage: list[Tensor]
+    optimizer: list[dict[str, Tensor]]
+    remembered: dict[str, Tensor]
 
 
 class Checkpoints:
@@ -99,7 +110,7 @@ class Checkpoints:
             for name, tensor in state.items():
                 tensors[f"optimizer/{index}/{name}"] = shard.gather(tensor) if tensor.dim() else tensor
         if shard.leads:
-            save_tensors(tensors, self._folder / CHECKPOINT, {"format": "bella-training/2"})
+            save_tensors(tensors, self._folder / CHECKPOINT, {"format": FORMAT})
             self._referred = standing.history.best_epoch
             self._drop_best_but(self._referred)
         shard.everyone_done()
@@ -107,22 +118,36 @@ class Checkpoints:
         self._next = now + max(self._seconds, (now - begun) / LARGEST_SHARE)
 
     def restore(self, particles: Particles, optimizer: torch.optim.Optimizer, inference: Inference) -> Standing | None:
-        """Take up the checkpoint; None where there is none, or only a damaged one, which is removed: the training begins anew."""
+        """Take up the checkpoint; None where there is none, or only a damaged one, which is removed: the training begins anew.
+
+        All processes take it up, or none does.
+        """
         path = self._folder / CHECKPOINT
-        standing = None
+        read = None
         if path.exists():
             try:
-                standing = self._restore(load_tensors(path), particles, optimizer, inference)
+                read = self._read(load_tensors(path, FORMAT), particles)
             except (UserError, KeyError, ValueError, TypeError, RuntimeError) as error:
                 warnings.warn(f"{path} cannot be gone on from, the training begins anew: {error}", stacklevel=2)
-        particles.shard.everyone_done()
-        if standing is None and particles.shard.leads:
-            self.clear()
-        return standing
+        if not particles.shard.agree(read is not None):
+            if particles.shard.leads:
+                self.clear()
+            return None
+        assert read is not None
+        _restore_state(optimizer, read.optimizer)
+        inference.restore(read.remembered)
+        with torch.no_grad():
+            for new, old in zip(read.storage, particles.storage, strict=True):
+                old.copy_(new)
+        self._referred = read.standing.history.best_epoch
+        return read.standing
 
-    def _restore(
-        self, tensors: dict[str, Tensor], particles: Particles, optimizer: torch.optim.Optimizer, inference: Inference
-    ) -> Standing:
+    def _read(self, tensors: dict[str, Tensor], particles: Particles) -> _Read:
+        """What a checkpoint says of these particles; nothing is changed.
+
+        Raises:
+            UserError, KeyError, ValueError, TypeError: it is of other particles, or says too little.
+        """
         told = json.loads(bytes(tensors["standing"].numpy()))
         history = told["history"]
         history = History(**{**history, "epochs": [Epoch(**epoch) for epoch in history["epochs"]]})
@@ -137,19 +162,14 @@ class Checkpoints:
                 index, _, key = rest.partition("/")
                 states[int(index)][key] = tensor[rows] if tensor.dim() else tensor
             elif kind == "inference":
-                remembered[rest] = tensor
+                remembered[rest] = tensor.to(particles.storage[0].device)
         stored = [tensors[f"storage/{index}"] for index in range(len(particles.storage))]
         for new, old in zip(stored, particles.storage, strict=True):
             if new.shape != (particles.total_rows, *old.shape[1:]):
                 raise UserError("a checkpoint of other particles")
-        inference.restore(remembered)
-        _restore_state(optimizer, states)
-        with torch.no_grad():
-            for new, old in zip(stored, particles.storage, strict=True):
-                old.copy_(new[rows])
-        self._referred = history.best_epoch
         loss_sum = tensors["loss_sum"].to(particles.storage[0].device)
-        return Standing(loss_sum, told["steps"], told["seconds"], history)
+        standing = Standing(loss_sum, told["steps"], told["seconds"], history)
+        return _Read(standing, [tensor[rows] for tensor in stored], states, remembered)
 
     def keep_best(self, particles: Particles, epoch: int) -> None:
         """Store the particles of the best epoch so far. Those of the best before stay while a checkpoint refers to them."""
@@ -199,14 +219,14 @@ def _restore_state(optimizer: torch.optim.Optimizer, stacked: list[dict[str, Ten
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
-def check_finite(loss: float, epoch: int) -> None:
+def check_finite(loss: float, epoch: int, split: str = "training") -> None:
     """Refuse a loss that is not finite.
 
     Raises:
         UserError: names the epoch (counted from 0) and the way out.
     """
     if not math.isfinite(loss):
-        raise UserError(f"the training loss became {loss} in epoch {epoch + 1}: lower learning_rate")
+        raise UserError(f"the {split} loss became {loss} in epoch {epoch + 1}: lower learning_rate")
 
 
 def _from_text(text: str) -> Tensor:

@@ -86,9 +86,20 @@ class ProcessShard(Shard):
         """What the leading process has decided."""
         return bool(tell(int(own)))
 
+    def agree(self, own: bool) -> bool:
+        """Whether it holds on every process."""
+        return everyone(own)
+
     def everyone_done(self) -> None:
         """Wait for all processes."""
         dist.barrier()
+
+
+def everyone(fine: bool) -> bool:
+    """Whether all is fine on every process."""
+    told = torch.tensor([int(fine)])
+    dist.all_reduce(told, dist.ReduceOp.MIN)
+    return bool(told)
 
 
 def tell(number: int) -> int:
@@ -136,6 +147,13 @@ class OnAllParticles(Inference):
     def begin_step(self, step: int, total: int) -> None:
         """Tell the rule."""
         self._rule.begin_step(step, total)
+
+    def end_step(self, particles: Particles, step: int, total: int) -> None:
+        """Show the rule where all particles are now, if it wants to know."""
+        if type(self._rule).end_step is not Inference.end_step:
+            for own, whole in zip(particles.storage, self._all.storage, strict=True):
+                whole.data.copy_(particles.shard.gather(own))
+            self._rule.end_step(self._all, step, total)
 
     def describe(self, training_size: int) -> dict[str, float | str]:
         """The rule's."""

@@ -8,7 +8,7 @@ from statistics import fmean
 
 import yaml
 
-from benchmarks.comparison import REPLICATES, compare
+from benchmarks.comparison import REPLICATES, Replicates, compare
 from benchmarks.equivalent import REFERENCE, ensemble_curve, equivalent, stored_curves
 from benchmarks.records import Record
 from benchmarks.stored import StoredRun
@@ -18,12 +18,13 @@ DIFFERENCES = (
     Column("accuracy", "Acc. (points)", None, 100, 2),
     Column("nll", "NLL"),
     Column("ece", "ECE (points)", None, 100, 2),
-    Column("auroc", "AUROC OOD (points)", None, 100, 2),
+    Column("near", "AUROC near OOD (points)", None, 100, 2),
+    Column("far", "AUROC far OOD (points)", None, 100, 2),
 )
 DIFFERENCES_CAPTION = (
     f"First method less second, over the seeds that both have; in brackets the 95 % interval of {REPLICATES:,} paired bootstrap "
     "replicates over test images and seeds, bold where it does not hold 0; AUROC: of telling out-of-distribution images from the "
-    "test split by entropy, mean over sets"
+    "test split by entropy, mean over the sets of a group"
 )
 EQUIVALENTS = (
     Column("equivalent/members", "Worth (members)", "higher", 1, 1),
@@ -32,7 +33,7 @@ EQUIVALENTS = (
 )
 EQUIVALENTS_CAPTION = (
     "Worth: how many independently trained full-rank networks (members of `ensemble`, pooled over its seeds) reach the NLL after "
-    "temperature scaling, averaged over seeds; inf: more than all of them; parameters, training: those of so many members"
+    "temperature scaling, its mean over seeds; inf: more than all of them; parameters, training: those of so many members"
 )
 
 
@@ -48,8 +49,9 @@ def compared_pairs(folder: Path) -> list[tuple[str, str]]:
 def compare_rows(rows: Mapping[str, Sequence[StoredRun]], pairs: Sequence[tuple[str, str]]) -> list[tuple[str, list[Value]]]:
     """A row for each pair of which both have predictions."""
     made = []
+    known: Replicates = {}
     for first, second in pairs:
-        found = compare(rows.get(first, ()), rows.get(second, ()))
+        found = compare(rows.get(first, ()), rows.get(second, ()), known)
         seeds = {run.record.run.seed for run in rows.get(first, ())} & {run.record.run.seed for run in rows.get(second, ())}
         if found:
             none = Value(None, None, 0, len(seeds))
@@ -66,7 +68,7 @@ def ensemble_curves(folder: Path, problems: Mapping[str, Mapping[str, Sequence[S
         return {}
     found = stored_curves(folder)
     for problem, rows in problems.items():
-        own = ensemble_curve(rows[REFERENCE]) if problem not in found and REFERENCE in rows else None
+        own = ensemble_curve(rows[REFERENCE]) if REFERENCE in rows else None
         if own is not None:
             found[problem] = own
     return found
@@ -74,11 +76,11 @@ def ensemble_curves(folder: Path, problems: Mapping[str, Mapping[str, Sequence[S
 
 def equivalents(rows: Mapping[str, Sequence[Record]], curve: Sequence[float]) -> dict[str, list[Value]]:
     """A method's worth and costs in members, by row."""
-    members = [run for run in rows.get(REFERENCE, ()) if run.run.config["particles"]]
+    members = rows.get(REFERENCE, ())
     made = {}
     for label, runs in rows.items():
         known = [float(nll) for run in runs if (nll := run.tasks["classification"].get("tempered/nll")) is not None]
-        worth = fmean(equivalent(nll, curve) for nll in known) if known else None
+        worth = equivalent(fmean(known), curve) if known else None
         made[label] = [_value(worth, len(runs))] + [
             _value(_cost(runs, key) / _cost(members, key, each=True) if members else None, len(runs))
             for key in ("trainable_parameters", "train_seconds")

@@ -76,7 +76,7 @@ def run(
 
     chosen = narrow(load_suite(suite), _words(methods), _words(tasks), _numbers(seeds, "--seeds"), _words(problems))
     overrides = parse_assignments(assignments or [])
-    runs = make_plan(chosen, overrides, complete=not dry_run)
+    runs = make_plan(chosen, overrides, complete=False)
     folder = out or Path("out") / chosen.name
     from benchmarks.environment import pick_device
 
@@ -84,6 +84,8 @@ def run(
         show_plan(runs, folder, on_gpu=pick_device(device).type == "cuda")
         return
 
+    if all(run.missing is not None for run in runs):
+        raise UserError(str(runs[0].missing))
     from benchmarks.executors import EXECUTORS, Terms, run_suite
     from benchmarks.progress import Progress
 
@@ -109,6 +111,7 @@ def _write_results(folder: Path) -> None:
     from benchmarks.report import write_report
 
     made = tables.make_tables(folder)
+    print_tables(made)
     try:
         for ending, form in tables.FORMS.items():
             write_text(folder / f"tables.{ending}", form(made))
@@ -116,7 +119,6 @@ def _write_results(folder: Path) -> None:
         write_report(folder)
     except OSError as error:
         raise UserError(f"{folder}: tables cannot be written: {error}; `bella report {folder}` writes them later") from error
-    print_tables(made)
     Console(stderr=True, highlight=False).print(
         f"Written: {folder}/tables.md, .tex, .csv, figures/*.svg, report.html", soft_wrap=True
     )

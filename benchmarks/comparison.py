@@ -16,25 +16,34 @@ from benchmarks.examples import examples_of
 from benchmarks.stored import BINS, Array, StoredRun
 
 REPLICATES = 1000
-METRICS = ("accuracy", "nll", "ece", "auroc")
+METRICS = ("accuracy", "nll", "ece", "near", "far")
 
 Interval = tuple[float, float, float]
 """A difference, and the 2.5 and 97.5 % quantiles of its replicates."""
 
 
-def compare(first: Sequence[StoredRun], second: Sequence[StoredRun]) -> dict[str, Interval]:
-    """first - second, of accuracy, NLL (nats), ECE, and the AUROC of telling out-of-distribution images from the test split by
-    entropy, mean over sets.
+Replicates = dict[Path, dict[str, Array]]
+"""By a run's folder: its metrics on the test images as they are, then on every replicate of them, (1 + R,)."""
+
+
+def compare(first: Sequence[StoredRun], second: Sequence[StoredRun], known: Replicates | None = None) -> dict[str, Interval]:
+    """first - second, of accuracy, NLL (nats), ECE, and the AUROC of telling near and far out-of-distribution images from the test
+    split by entropy, mean over the sets of a group.
 
     Over the seeds that both have; within a replicate all of them see the same images, for the test split is one. Nothing where
     there is no such seed, or no predictions are stored.
     """
+    known = {} if known is None else known
+    for run in (*first, *second):
+        if run.folder not in known:
+            own = examples_of(run)
+            known[run.folder] = _metrics(own) if own else {}
     ours, theirs = ({run.record.run.seed: run for run in side} for side in (first, second))
     pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
     drawn = np.vstack([np.ones(len(pairs)), _counts("seeds", len(pairs))]) if pairs else np.ones((1, 0))
     found = {}
     for metric in METRICS:
-        both = [[replicates(run.folder, run).get(metric) for run in pair] for pair in pairs]
+        both = [[known[run.folder].get(metric) for run in pair] for pair in pairs]
         if not both or any(own is None for pair in both for own in pair):
             continue
         differences = np.stack([pair[0] - pair[1] for pair in both], axis=1)  # type: ignore[operator]
@@ -51,17 +60,6 @@ def _counts(what: str, size: int) -> Array:
     return random.multinomial(size, np.full(size, 1 / size), size=REPLICATES).astype(np.float32)
 
 
-_KNOWN: dict[Path, dict[str, Array]] = {}
-
-
-def replicates(folder: Path, run: StoredRun) -> dict[str, Array]:
-    """A run's metrics on the test images as they are, then on every replicate of them, (1 + R,); kept, for other pairs."""
-    if folder not in _KNOWN:
-        own = examples_of(run)
-        _KNOWN[folder] = _metrics(own) if own else {}
-    return _KNOWN[folder]
-
-
 def _metrics(run: Mapping[str, Array]) -> dict[str, Array]:
     size = len(run["correct"])
     images = np.vstack([np.ones(size, dtype=np.float32), _counts("images", size)])
@@ -73,12 +71,14 @@ def _metrics(run: Mapping[str, Array]) -> dict[str, Array]:
         "nll": images @ run["nll"].astype(np.float32) / size,
         "ece": np.abs(images @ gap).sum(1) / size,
     }
-    areas = []
-    for name in run:
-        if name.startswith("outside/"):
+    for group in ("near", "far"):
+        areas = []
+        for name in sorted(own for own in run if own.startswith(f"{group}/")):
             counts = np.vstack([np.ones(len(run[name]), dtype=np.float32), _counts(name, len(run[name]))])
             areas.append(weighted_auroc(run["entropy"], run[name], images, counts))
-    return {**found, "auroc": np.mean(areas, axis=0)} if areas else found
+        if areas:
+            found[group] = np.mean(areas, axis=0)
+    return found
 
 
 def weighted_auroc(inside: Array, outside: Array, inside_counts: Array, outside_counts: Array) -> Array:

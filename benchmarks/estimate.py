@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bella.costs import Costs, count_costs, count_parameters, peak_memory, resident_bytes
 from bella.fit import loss_and_gradients, optimizer_for, train_step
 from bella.folding import FanOut
-from bella.inference import Independent
+from bella.inference import Independent, Inference
 from bella.lowrank import LowRankParticles
 from bella.particles import Inputs, Particles, map_inputs
 from benchmarks.backbones import Backbone, assemble, parse
@@ -41,7 +41,7 @@ DEFAULT_IMAGE_SIZE = 224
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one run costs.
+    """What one run costs, but for what particles that are drawn afterwards take to be drawn.
 
     Attributes:
         counts: parameters and bytes, exact.
@@ -76,13 +76,14 @@ def estimate(run: Run, *, half_precision: bool) -> Estimate:
         # the same tensors for the backward pass: frozen layers in front of the first adapter save nothing.
         particles._fan_out = FanOut(particles.model, None)
         particles.fold_norms(inputs)
-    counts = count_costs(*base, particles.trainable_parameters, run.particles)
-    targets = torch.zeros(run.particles, run.recipe.batch_size, dtype=torch.int64, device="meta")
+    drawn = run.particles * particles.trainable_parameters // particles.num_rows if _rule(run).draws else None
+    counts = count_costs(*base, particles.trainable_parameters, run.particles, drawn)
+    targets = torch.zeros(particles.num_particles, run.recipe.batch_size, dtype=torch.int64, device="meta")
     particles.zero_gradients()
     with FlopCounterMode(display=False) as counter, _saved_bytes(particles) as saved:
         loss_and_gradients(particles, particles.prepare(inputs), targets)
     # Parameters, gradients and AdamW's two moments, float32 each.
-    trained = 4 * counts.stored_bytes
+    trained = 4 * 4 * counts.trainable_parameters
     activations = max(saved) if saved else 0
     return Estimate(
         counts, counts.base_bytes + trained + (activations // 2 if half_precision else activations), counter.get_total_flops()
@@ -98,20 +99,20 @@ def measure(run: Run, device_name: str, steps: int = 3) -> Measured:
     reuse_freed_memory()
     resident = resident_bytes()
     particles, inputs, _ = _set_up(run, device)
-    rule = METHODS.resolve(run.method).rule(**run.inference_options)
+    rule = _rule(run) if run.particles > 1 else Independent()
     recipe = dataclasses.replace(run.recipe, epochs=1)
     batch = _Random(inputs, recipe.batch_size)
     particles.zero_gradients()
     optimizer = optimizer_for(particles, recipe)
     indices = torch.arange(recipe.batch_size)
     if recipe.minibatches == "per-particle":
-        indices = indices.expand(run.particles, -1)
+        indices = indices.expand(particles.num_particles, -1)
     seconds = []
     with peak_memory(device) as peak:
         for _ in range(steps + 1):
             begun = time.perf_counter()
             with fast_linear(device):
-                train_step(particles, rule if run.particles > 1 else Independent(), batch, indices, recipe, optimizer, device)
+                train_step(particles, rule, batch, indices, recipe, optimizer, device)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - begun)
@@ -171,7 +172,12 @@ def _set_up(run: Run, device: torch.device) -> tuple[Particles, Inputs, tuple[in
     inputs = example_inputs(backbone, run.recipe.batch_size, _image_size(run), device)
     del backbone  # and with it what the model does without, such as a text tower
     base = count_parameters(model)
-    return METHODS.resolve(run.method).particles(model, run.particles, **options, **run.particle_options), inputs, base
+    count = _rule(run).trained_particles(run.particles)
+    return METHODS.resolve(run.method).particles(model, count, **options, **run.particle_options), inputs, base
+
+
+def _rule(run: Run) -> Inference:
+    return METHODS.resolve(run.method).rule(**run.inference_options)
 
 
 def _image_size(run: Run) -> int:

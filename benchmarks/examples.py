@@ -14,17 +14,14 @@ FILE = "examples.safetensors"
 
 
 def examples_of(run: StoredRun) -> dict[str, Array]:
-    """correct, confidence, nll and entropy of the averaged prediction on the test split, (N,) each, and `outside/SET` (M,), the
-    entropies on every out-of-distribution set; nothing for a run of which neither logits nor these are stored.
+    """correct, confidence, nll and entropy of the averaged prediction on the test split, (N,) each, and `near/SET` and
+    `far/SET` (M,), the entropies on out-of-distribution sets; nothing for a run of which neither logits nor these are stored.
 
     float16 but for `correct`: the numbers are the same whether they come from logits or from published results.
     """
-    published = run.tensors(FILE)
-    if published is not None:
-        return published
     test = run.probabilities("test")
     if test is None:
-        return {}
+        return run.tensors(FILE) or {}
     p, targets = test
     chosen = p[np.arange(len(targets)), targets]
     found = {
@@ -33,18 +30,18 @@ def examples_of(run: StoredRun) -> dict[str, Array]:
         "nll": -np.log(np.clip(chosen, 1e-300, None)).astype(np.float16),
         "entropy": entropy(p).astype(np.float16),
     }
-    for name in _outside_sets(run):
+    for group, name in _outside_sets(run):
         limit = run.record.task_results["ood"].options.get("limit", 0)
         outside = run.probabilities(name) or run.probabilities(stored_name(name, limit))
         if outside is not None:
-            found[f"outside/{name}"] = entropy(outside[0]).astype(np.float16)
+            found[f"{group}/{name}"] = entropy(outside[0]).astype(np.float16)
     return found
 
 
-def _outside_sets(run: StoredRun) -> list[str]:
-    """The sets that the run's test images were told from, by the names of its metrics GROUP/SET/METRIC/SCORE."""
+def _outside_sets(run: StoredRun) -> list[tuple[str, str]]:
+    """(group, set) that the run's test images were told from, by the names of its metrics GROUP/SET/METRIC/SCORE."""
     metrics = [metric.split("/") for metric in run.record.tasks.get("ood", {})]
-    return sorted({"/".join(parts[1:-2]) for parts in metrics} - {"mean"})
+    return sorted({(parts[0], "/".join(parts[1:-2])) for parts in metrics if parts[1] != "mean"})
 
 
 def write_examples(run: StoredRun, folder: Path) -> None:

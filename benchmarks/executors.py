@@ -11,6 +11,7 @@ import torch
 
 from bella.errors import UserError
 from benchmarks import environment, processes
+from benchmarks.failures import clear_failure
 from benchmarks.plan import Run
 from benchmarks.progress import Progress
 from benchmarks.runner import DataCache, Outcome, Workplace, attempt, found_done
@@ -54,7 +55,11 @@ def run_suite(
     try:
         write_suite(suite, out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error}; choose another folder with --out") from error
+        if not all(found):
+            raise UserError(f"{out}: cannot be written: {error}; choose another folder with --out") from error
+    for run, outcome in zip(runs, found, strict=True):
+        if outcome is not None:
+            clear_failure(out / run.folder)  # a process that was killed at the very end may have left one
     progress.expects(len(runs))
     for outcome in filter(None, found):
         progress.run_ends(outcome)

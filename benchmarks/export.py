@@ -34,6 +34,10 @@ def export_to_peft(run: Path, out: Path) -> list[Path]:
     names = [name.removesuffix(".A") for name in stacked if name.endswith(".A")]
     if not names:
         raise UserError(f"{run}: {record.run.method} has no low-rank factors, and PEFT holds nothing else: export a bella- method")
+    if len(next(iter(stacked.values()))) != record.run.config["particles"]:
+        raise UserError(
+            f"{run}: the particles of {record.run.method} share their factors, and PEFT holds no draws: export another method"
+        )
     backbone = architecture(record.run.backbone)
     prefix = plain_prefix(backbone)
     plain = backbone.plain_model()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from bella.errors import UserError
 from bella.fit import Recipe
 from bella.lowrank import plan_adapters
+from bella.registry import BrokenEntry, Registry
 from benchmarks import settings as named
 from benchmarks.backbones import Weights, architecture, parse
 from benchmarks.methods import Method
@@ -121,6 +123,7 @@ def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None, *, compl
         UserError: an unknown name, a setting nobody knows or of a wrong type, missing data.
     """
     overrides = overrides or {}
+    suite, broken = _without_broken(suite)
     methods = {entry.method: METHODS.resolve(entry.method) for entry in suite.methods}
     problems = {entry.problem: PROBLEMS.resolve(entry.problem)() for entry in suite.problems}
     tasks = {entry.task: entry for entry in suite.tasks}
@@ -140,6 +143,8 @@ def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None, *, compl
         named.check_known(entry.settings, known, f"suite {suite.name}, method {entry.method}")
     for problem_entry in suite.problems:
         for task_entry in problem_entry.tasks or ():
+            if task_entry.task in broken:
+                continue
             _plan_task(task_entry, suite)  # refuses an unknown name; one that --tasks leaves out is just not asked
         known = set().union(*(_known(m, problems[problem_entry.problem]) for m in methods.values()))
         named.check_known(problem_entry.settings, known, f"suite {suite.name}, problem {problem_entry.problem}")
@@ -157,6 +162,36 @@ def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None, *, compl
             if complete and (missing := runs[-1].missing) is not None:
                 raise UserError(missing)
     return runs
+
+
+def _without_broken(suite: Suite) -> tuple[Suite, set[str]]:
+    """A suite without what cannot be imported, which is named; and the names of such tasks.
+
+    Raises:
+        UserError: nothing of a kind is left, or a name is unknown.
+    """
+    broken: set[str] = set()
+
+    def usable(entries: list[Any], key: str, registry: Registry) -> list[Any]:
+        kept, last = [], None
+        for entry in entries:
+            try:
+                registry.resolve(getattr(entry, key))
+                kept.append(entry)
+            except BrokenEntry as error:
+                last = error
+                warnings.warn(f"{error}: it is left out", stacklevel=2)
+                broken.add(getattr(entry, key))
+        if last is not None and not kept:
+            raise last
+        return kept
+
+    changed = {
+        "methods": usable(suite.methods, "method", METHODS),
+        "problems": usable(suite.problems, "problem", PROBLEMS),
+        "tasks": usable(suite.tasks, "task", TASKS),
+    }
+    return suite.model_copy(update=changed), broken
 
 
 def _asked(tasks: Mapping[str, TaskEntry], problem: ProblemEntry) -> list[TaskEntry]:

@@ -19,9 +19,11 @@ from bella.heads import particle_seeds
 from bella.particles import Particles, Shard, derive_seed
 from bella.predictive import predict
 from benchmarks.backbones import build_classifier
+from benchmarks.examples import FILE as EXAMPLES
 from benchmarks.plan import Run
 from benchmarks.problem import Data, Split
 from benchmarks.questions import tokenize_questions
+from benchmarks.records import FILE as RECORD
 from benchmarks.records import check_name
 from benchmarks.registries import METHODS
 from benchmarks.task import Predictions
@@ -96,7 +98,7 @@ class StoredPosterior:
 
     def halve_chunks(self) -> bool:
         """Have half as many particles computed at once from now on; False where it is one already."""
-        largest = self.run.particles if self._particles is None else self._particles.chunk_size
+        largest = (self.chunk_size or self.run.particles) if self._particles is None else self._particles.chunk_size
         if largest == 1:
             return False
         self.chunk_size = largest // 2
@@ -104,15 +106,17 @@ class StoredPosterior:
         return True
 
     def store(self, particles: Particles) -> None:
-        """Write the trained particles and their distances, dropping what an earlier training of this run has left.
+        """Write the trained particles and their distances, dropping what an earlier training of this run has left, its record too.
 
         Every process of a training calls this; the leading one has all particles from then on.
         """
+        if particles.shard.leads:
+            # The record first: without one, a process that is killed here leaves a training to go on with, not a mixture of two.
+            for stale in (self.folder / RECORD, self.folder / EXAMPLES, *self.folder.glob("logits/*.safetensors")):
+                stale.unlink(missing_ok=True)
         save_particles(particles, self.folder / PARTICLES)
         if not particles.shard.leads:
             return
-        for stale in self.folder.glob("logits/*.safetensors"):
-            stale.unlink()
         if particles.shard.total > particles.num_particles:
             self._particles = None
         whole = self.particles()

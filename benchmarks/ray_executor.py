@@ -15,6 +15,7 @@ from typing import Any
 
 from bella.errors import UserError
 from benchmarks.executors import Terms, prepare_process
+from benchmarks.failures import reason_of, write_failure
 from benchmarks.plan import Run
 from benchmarks.progress import Progress, RunBar
 from benchmarks.runner import DataCache, Outcome, Workplace, attempt, found_done
@@ -101,7 +102,7 @@ def run_on_cluster(runs: Sequence[Run], out: Path, terms: Terms, progress: Progr
             _show(queue, runs, bars, progress)
             for reference in ready:
                 number = pending.pop(reference)
-                outcome = _result(ray, reference, runs[number])
+                outcome = _result(ray, reference, runs[number], folder)
                 if outcome.failure is None and found_done(runs[number], out) is None:
                     raise UserError(
                         f"{folder}: {runs[number].title} is done on the cluster and not here: all nodes must share this folder"
@@ -133,12 +134,16 @@ def _share(nodes: list[dict[str, Any]], terms: Terms) -> tuple[str, int, float]:
     return device, terms.cores or int(min(able)), gpus
 
 
-def _result(ray: Any, reference: Any, run: Run) -> Outcome:
-    """A run's outcome; one whose workers were lost again and again has failed."""
+def _result(ray: Any, reference: Any, run: Run, folder: Path) -> Outcome:
+    """A run's outcome; one whose workers were lost again and again has failed, and so has one that no worker could begin."""
     try:
         return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        failure = UserError(f"its worker could not begin: {' '.join(str(error.cause).split())[:200]}")
     except ray.exceptions.RayError as error:
-        return Outcome(run, failure=f"its workers were lost {RETRIES + 1} times: {' '.join(str(error).split())[:200]}")
+        failure = UserError(f"its workers were lost {RETRIES + 1} times: {' '.join(str(error).split())[:200]}")
+    write_failure(failure, folder / run.folder)
+    return Outcome(run, failure=reason_of(failure))
 
 
 def _show(queue: Any, runs: Sequence[Run], bars: dict[int, RunBar], progress: Progress) -> None:

@@ -124,6 +124,8 @@ def read_record(path: Path) -> Record:
         raise UserError(f"{path}: a damaged record ({place}: {first['msg']}): remove its folder and run the suite again") from error
     if checksum not in (None, found):
         raise UserError(f"{path}: a damaged record (its checksum is another one): remove its folder and run the suite again")
+    for name in ("problem", "method", "label"):
+        check_name(getattr(record.run, name), f"{path}: {name}")  # figures and published files are called by them
     return record
 
 

@@ -21,7 +21,7 @@ from bella.fit import OnStep, fit
 from bella.inference import Inference
 from bella.particles import Particles, Shard, derive_seed
 from bella.resume import Checkpoints, History
-from bella.sharding import process_count, split
+from bella.sharding import everyone, process_count, split
 from benchmarks import environment
 from benchmarks.failures import clear_failure, reason_of, write_failure
 from benchmarks.onednn import fast_linear
@@ -83,7 +83,12 @@ def stored_record(run: Run, out: Path) -> Record | None:
         UserError: there is a damaged one.
     """
     path = out / run.folder / FILE
-    return read_record(path) if path.exists() else None
+    if not path.exists():
+        return None
+    record = read_record(path)
+    if record.run.hash != run.hash:
+        raise UserError(f"{path}: the record of another run ({record.run.hash}): remove its folder and run the suite again")
+    return record
 
 
 def found_done(run: Run, out: Path) -> Outcome | None:
@@ -109,19 +114,25 @@ def attempt(run: Run, workplace: Workplace, progress: RunProgress, *, wait: bool
     """
     folder = workplace.out / run.folder
     begun = time.perf_counter()
+    if run.missing is not None:
+        return Outcome(run, failure=run.missing)
     try:
         if (done := found_done(run, workplace.out)) is not None:
+            clear_failure(folder)
             return done
         with _claimed(folder, wait) as mine:
             if not mine:
                 return None
-            remove_leftovers(folder)
-            # Read now: another process may have done it while this one waited.
-            outcome = _do(run, stored_record(run, workplace.out), workplace, progress)
-            clear_failure(folder)
-            return dataclasses.replace(outcome, seconds=time.perf_counter() - begun)
+            try:
+                remove_leftovers(folder)
+                # Read now: another process may have done it while this one waited.
+                outcome = _do(run, stored_record(run, workplace.out), workplace, progress)
+                clear_failure(folder)
+                return dataclasses.replace(outcome, seconds=time.perf_counter() - begun)
+            except Exception as error:
+                write_failure(error, folder)  # while nobody else can be done with the run
+                raise
     except Exception as error:
-        write_failure(error, folder)
         if process_count() > 1 and not isinstance(error, UserError):
             raise  # the others may wait in the middle of a step: torchrun ends them all, and the same command goes on
         return Outcome(run, failure=reason_of(error), seconds=time.perf_counter() - begun)
@@ -165,6 +176,8 @@ def _do(run: Run, record: Record | None, workplace: Workplace, progress: RunProg
             seconds = time.perf_counter() - started
             record.task_results[plan.name] = TaskResult(hash=plan.hash, options=plan.options)
             record.costs["eval_seconds"] = float(record.costs.get("eval_seconds") or 0.0) + seconds
+            if posterior.chunk_size != run.chunk_size:  # memory did not suffice
+                record.environment["chunk_size"] = posterior.chunk_size
             write_record(record, folder)
     return Outcome(run, trained, tuple(plan.name for plan in missing), _accuracy(record))
 
@@ -230,10 +243,9 @@ def _draw(
     run: Run, posterior: StoredPosterior, rule: Inference, trained: Particles, history: History, device: torch.device
 ) -> tuple[Particles, dict[str, float]]:
     """The run's particles, drawn from what was learned; it counts as training."""
-    begun = time.perf_counter()
     particles = posterior.fresh_particles()
-    training = posterior.data().training
-    found = rule.draw(trained, particles, training, run.recipe.prior_std, device, derive_seed("draws", run.seed))
+    begun = time.perf_counter()
+    found = rule.draw(trained, particles, posterior.data().training, device, derive_seed("draws", run.seed))
     history.train_seconds += time.perf_counter() - begun
     return particles, found
 
@@ -256,11 +268,12 @@ def _fit(
     on_step: OnStep | None,
 ) -> tuple[Particles, History]:
     """Train this process's particles of a run: all of them, unless torchrun has started several."""
-    data = posterior.data()
+    data = _data_everywhere(posterior) if shares_training(run) else posterior.data()
     torch.manual_seed(derive_seed("run", run.seed))
     particles = posterior.fresh_particles(
         split(run.particles) if shares_training(run) else Shard.whole(rule.trained_particles(run.particles))
     )
+    rule.check(particles)
     history = fit(
         particles,
         rule,
@@ -273,6 +286,18 @@ def _fit(
         on_step=on_step,
     )
     return particles, history
+
+
+def _data_everywhere(posterior: StoredPosterior) -> Data:
+    """The data, if every process can read them: none may wait for one that cannot."""
+    problem = None
+    try:
+        data = posterior.data()
+    except UserError as error:
+        problem = error
+    if not everyone(problem is None):
+        raise problem or UserError("another process cannot read the data: they must be on every machine")
+    return data
 
 
 def train_share(run: Run, workplace: Workplace) -> None:

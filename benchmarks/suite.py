@@ -102,7 +102,7 @@ def load_suite(name: str) -> Suite:
         raise UserError(f"{file}: no such suite file; registered suites: {', '.join(SUITES.names())}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # its constructors raise ValueError, for a date of month 13
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # its constructors raise ValueError, for a date of month 13
         raise UserError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: a suite is a mapping with methods, problems and tasks")
@@ -167,7 +167,10 @@ def write_suite(suite: Suite, folder: Path) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    write_text(folder / SUITE_FILE, yaml.safe_dump(suite.model_dump(exclude_defaults=True), sort_keys=False))
+    text = yaml.safe_dump(suite.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+    path = folder / SUITE_FILE
+    if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
+        write_text(path, text)
 
 
 def validated(model: type[BaseModel], values: Mapping[str, Any], where: str) -> Any:

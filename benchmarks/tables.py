@@ -256,7 +256,7 @@ def format_value(value: Value, column: Column, pm: str = "±") -> str:
         low, high = (format_number(end, column) for end in value.interval)
         return f"{format_number(value.mean, column)} [{low}, {high}]"
     text = format_number(value.mean, column)
-    if value.std is not None:
+    if value.std is not None and not (value.std == 0 and column.unit in ("count", "bytes")):
         text += f" {pm} {format_number(value.std, column)}"
     return text if value.count == value.seeds else f"{text} ({value.count} of {value.seeds})"
 

@@ -35,6 +35,7 @@ def run(suite: dict[str, Any], out: Path, log: Path, checkpoint_seconds: float, 
     """Do a suite in this process; what was trained here is appended to `log`, and the exit code says whether all is done."""
     import torch
 
+    from bella.resume import Checkpoints
     from benchmarks.executors import Terms, run_suite
     from benchmarks.plan import make_plan
     from benchmarks.progress import Progress
@@ -44,6 +45,16 @@ def run(suite: dict[str, Any], out: Path, log: Path, checkpoint_seconds: float, 
     if setup:
         exec(setup, {})
     chosen = Suite.model_validate(suite)
+    restore = Checkpoints.restore
+
+    def noted(self: Checkpoints, *particulars: Any) -> Any:
+        standing = restore(self, *particulars)
+        if standing is not None:
+            with open(log.with_suffix(".resumed"), "a") as file:
+                file.write(f"epoch {len(standing.history.epochs)} step {standing.steps}\n")
+        return standing
+
+    Checkpoints.restore = noted  # type: ignore[method-assign]
     with Progress() as progress:
         outcomes = run_suite(chosen, make_plan(chosen), out, terms=Terms("cpu", checkpoint_seconds), progress=progress)
     with open(log, "a") as file:

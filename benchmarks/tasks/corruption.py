@@ -78,8 +78,8 @@ class Corruption(Task):
     }
     caption = (
         "Means over corruption types of corrupted test images (package imagecorruptions-imaug, after Hendrycks & Dietterich 2019), "
-        "over all severities asked for and by severity; accuracy and ECE (15 equal bins, L1 norm) in per cent, NLL in nats; (T): after "
-        "temperature scaling, with the T of the clean validation split; clean: the same images without corruption"
+        "over all severities asked for and by severity; accuracy and ECE (15 equal bins, L1 norm) in per cent, NLL in nats; (T): "
+        "after temperature scaling, with the T of the clean validation split; clean: the same images without corruption"
     )
 
     def evaluate(self, posterior: Posterior, options: CorruptionOptions) -> dict[str, float | None]:

@@ -138,17 +138,17 @@ def test_swag_moments_are_those_of_the_path_and_draws_have_them() -> None:
     for step in range(total):
         particles.storage[0].data += 0.1 * torch.randn_like(particles.storage[0])
         rule.end_step(particles, step, total)
-        if step >= 20 and (total - 1 - step) % 2 == 0:
+        if step in (20, 22, 24, 26, 28, 31, 33, 35, 37, 39):  # evenly spread, the last step among them
             path.append(particles.storage[0].detach().clone())
     walked = torch.stack(path)  # (10, 2, d)
     mean, variance = walked.mean(0), walked.var(0, unbiased=False)
     state = rule.state()
     assert torch.allclose(state["mean/0"], mean)
-    assert torch.allclose(state["square/0"] - state["mean/0"].square(), variance, atol=1e-10)
+    assert torch.allclose(state["squares/0"] / 10, variance, atol=1e-10)
     deviations = torch.stack([walked[t] - walked[: t + 1].mean(0) for t in range(6, 10)])
     assert torch.allclose(state["columns/0"], deviations)
     drawn = low(6000)
-    found = rule.draw(particles, drawn, make_points(4, 1), 1.0, CPU, 3)
+    found = rule.draw(particles, drawn, make_points(4, 1), CPU, 3)
     assert found == {"snapshots": 10.0, "columns": 4.0}
     expected = variance[0] / 2 + deviations[:, 0].square().sum(0) / (2 * 3)
     own = drawn.storage[0].detach()[::2]  # those of the first trajectory
@@ -157,8 +157,21 @@ def test_swag_moments_are_those_of_the_path_and_draws_have_them() -> None:
     again = low(6)
     restored = SWAG(trajectories=2, start=0.5, snapshots=10, max_rank=4)
     restored.restore(state)
-    restored.draw(particles, again, make_points(4, 1), 1.0, CPU, 3)
+    restored.draw(particles, again, make_points(4, 1), CPU, 3)
     assert torch.equal(again.storage[0], drawn.storage[0][:6])
+
+
+def test_swag_keeps_small_variances_of_weights_near_one_in_float32() -> None:
+    particles = FullRankParticles(make_network(torch.float32), 1, head="4")
+    rule, path = SWAG(start=0.0, snapshots=20), []
+    torch.manual_seed(0)
+    for step in range(20):
+        for stored in particles.storage:
+            stored.data = 1 + 1e-4 * torch.randn_like(stored)
+        path.append(particles.storage[0].detach().double().clone())
+        rule.end_step(particles, step, 20)
+    found = rule.state()["squares/0"] / 20
+    assert torch.allclose(found.double(), torch.stack(path).var(0, unbiased=False), rtol=0.02)
 
 
 def test_swag_keeps_its_rate() -> None:
@@ -168,7 +181,7 @@ def test_swag_keeps_its_rate() -> None:
     assert set(rates[20:]) == {0.3}
     assert min(rates[4:]) == 0.3
     with pytest.raises(UserError, match="fewer than two snapshots"):
-        rule.draw(low(1), low(2), make_points(4, 1), 1.0, CPU, 0)  # never told of a step
+        rule.draw(low(1), low(2), make_points(4, 1), CPU, 0)  # never told of a step
 
 
 # ---- Laplace -------------------------------------------------------------------------------------------------------
@@ -221,23 +234,25 @@ def test_the_evidence_is_largest_at_the_precision_found() -> None:
 def test_draws_of_the_low_rank_laplace_have_its_variance() -> None:
     mode = trained(low(1))
     drawn = low(4000)
-    LowRankLaplace(prior_precision=2.0).draw(mode, drawn, make_points(80, 1), 1.0, CPU, 1)
+    LowRankLaplace(prior_precision=2.0).draw(mode, drawn, make_points(80, 1), CPU, 1)
     assert isinstance(mode, LowRankParticles)
     expected = 1 / (fisher_diagonal(mode, make_points(80, 1), CPU) + 2.0)
     assert torch.allclose(drawn.storage[0].var(0), expected, rtol=0.15)
     with pytest.raises(UserError, match="needs low-rank particles"):
-        LowRankLaplace().draw(FullRankParticles(make_network(), 1, head="4"), drawn, make_points(8, 1), 1.0, CPU, 1)
+        LowRankLaplace().check(FullRankParticles(make_network(), 1, head="4"))
+    with pytest.raises(UserError, match="a head that trains"):
+        LastLayerLaplace().check(low(1, head=None))
 
 
 def test_last_layer_draws_have_the_covariance_of_the_closed_form() -> None:
     """At equal probabilities the Gauss-Newton matrix is exactly a Kronecker product, (diag p - p p^T) x sum_i h_i h_i^T."""
     mode = FullRankParticles(make_network(), 1, head="4")
-    points = make_points(60, 1)
+    points = make_points(300, 1)  # more than one batch
     with torch.no_grad():
         for part in ("weight", "bias"):
             mode.stacked_parameters()[f"4.{part}"].zero_()
     drawn = FullRankParticles(make_network(), 8000, head="4")
-    LastLayerLaplace(prior_precision=3.0).draw(mode, drawn, points, 1.0, CPU, 2)
+    LastLayerLaplace(prior_precision=3.0).draw(mode, drawn, points, CPU, 2)
     h = make_network()[:4](points.x).detach()
     G = torch.eye(3).double() / 3 - torch.ones(3, 3).double() / 9
     covariance = torch.linalg.inv(torch.kron(G, h.T @ h) + 3.0 * torch.eye(24).double())
@@ -378,6 +393,32 @@ def test_dropped_columns_are_bernoulli_and_keep_the_mean(kind: str) -> None:
     assert torch.allclose(weights.mean(0), full[0], atol=4 * float(full.abs().max()) * (0.3 / 0.7 / 2000) ** 0.5)
 
 
+def test_batch_ensemble_gradients_are_those_of_the_mean_objective() -> None:
+    particles = shared("batch-ensemble", 3, factor_std=0.3)
+    points, std, size = make_points(12, 3), 0.7, 50
+    particles.zero_gradients()
+    loss_and_gradients(particles, particles.prepare(points.x), points.targets.expand(3, -1))
+    particles.add_prior_gradient(std, size)
+    leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in particles.stacked_parameters().items()}
+    theta_0 = dict(make_network().named_parameters())
+    objective = torch.zeros((), dtype=torch.float64)
+    for i in range(3):
+        y = points.x
+        for name in ("0", "2"):
+            r, s = leaves[f"{name}.weight.r"][0, i], leaves[f"{name}.weight.s"][0, i]
+            y = torch.tanh(((y * s) @ leaves[f"{name}.weight"][0].T) * r + leaves[f"{name}.bias"][0])
+            objective = objective + ((r - 1).square().sum() + (s - 1).square().sum()) / (2 * std**2 * size) / 3
+        y = y @ leaves["4.weight"][0, i].T + leaves["4.bias"][0, i]
+        head = leaves["4.weight"][0, i].square().sum() + leaves["4.bias"][0, i].square().sum()
+        objective = objective + (F.cross_entropy(y, points.targets) + head / (2 * std**2 * size)) / 3
+    for name in ("0.weight", "0.bias", "2.weight", "2.bias"):
+        objective = objective + (leaves[name][0] - theta_0[name].detach()).square().sum() / (2 * std**2 * size)
+    objective.backward()
+    for name, leaf in particles.stacked_parameters().items():
+        assert leaf.grad is not None
+        assert torch.allclose(leaf.grad, leaves[name].grad, rtol=1e-8, atol=1e-11), name  # type: ignore[arg-type]
+
+
 def test_batch_ensemble_members_are_the_formula() -> None:
     particles = shared("batch-ensemble", 3, factor_std=0.3)
     leaves = particles.stacked_parameters()
@@ -395,7 +436,8 @@ def test_batch_ensemble_members_are_the_formula() -> None:
     ("make", "message"),
     [
         (lambda: shared("dropout", rate=1.5), "rate is 1.5"),
-        (lambda: shared("variational", initial_std=0.0), "initial_std"),
+        (lambda: shared("variational", initial_noise=0.0), "initial_noise"),
+        (lambda: shared("dropout-low-rank", samples=9), "samples is 9"),
         (lambda: SWAG(snapshots=1), "snapshots is 1"),
         (lambda: LowRankLaplace(prior_precision=-1.0), "prior_precision"),
         (lambda: LayerwiseSVGD(repulsion=-1.0), "repulsion"),

@@ -155,5 +155,5 @@ def test_registry_is_lazy_and_suggests(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.resolve("broken")
     clash: Any = [Point("beta", "x:y")]
     monkeypatch.setattr(metadata, "entry_points", lambda group: clash)
-    with pytest.raises(UserError, match="already has"):
-        Registry("thing", "some.group", {"beta": ("json:loads", "b")}).names()
+    with pytest.warns(UserWarning, match="already has: it is left out"):
+        assert Registry("thing", "some.group", {"beta": ("json:loads", "b")}).resolve("beta")("1") == 1

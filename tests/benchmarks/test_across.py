@@ -14,13 +14,13 @@ from safetensors.numpy import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
 from bella.predictive import fit_temperature
-from benchmarks import comparison
 from benchmarks.across import compare_rows
 from benchmarks.comparison import compare, weighted_auroc
 from benchmarks.equivalent import ensemble_curve, equivalent
 from benchmarks.examples import FILE, examples_of
 from benchmarks.publish import publish
-from benchmarks.stored import StoredRun, find_runs, softmax
+from benchmarks.records import TaskResult, write_record
+from benchmarks.stored import StoredRun, entropy, find_runs, softmax
 from benchmarks.tables import make_tables, to_markdown
 
 
@@ -35,7 +35,6 @@ def store_logits(run: StoredRun, logits: np.ndarray, targets: np.ndarray, split:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two methods over three seeds on 400 images of 4 classes; the first is right more often, by four points in truth."""
-    comparison._KNOWN.clear()
     out = tmp_path / "out"
     store_runs(out, [Stored(label, seed, 0.5) for label in ("ensemble", "worse") for seed in (0, 1, 2)])
     targets = np.random.default_rng(0).integers(4, size=400)
@@ -73,6 +72,27 @@ def test_the_difference_is_that_of_the_metrics_and_its_interval_that_of_a_bootst
     assert found["accuracy"][1] > 0 > found["nll"][2]
     assert compare(second, first)["nll"][0] == -found["nll"][0]
     assert compare(first, []) == {}
+
+
+def test_out_of_distribution_sets_count_by_group(folder: Path) -> None:
+    for run in find_runs(folder):
+        record = run.record
+        random = np.random.default_rng(run.record.run.seed)
+        record.tasks["ood"] = {f"{place}/auroc/entropy": 0.5 for place in ("near/unseen", "far/noise", "far/mean")}
+        record.task_results["ood"] = TaskResult(hash="h", options={"limit": 30})
+        write_record(record, run.folder)
+        store_logits(run, random.normal(size=(3, 50, 4)), np.zeros(50, dtype=np.int64), "unseen")
+        store_logits(run, 0.1 * random.normal(size=(3, 30, 4)), np.zeros(30, dtype=np.int64), "ood-noise-30")
+    found = compare(runs_of(folder, "ensemble"), runs_of(folder, "worse"))
+    for group, split in (("near", "unseen"), ("far", "ood-noise-30")):
+        expected = []
+        for label in ("ensemble", "worse"):
+            for run in runs_of(folder, label):
+                sides = [run.probabilities(name) for name in ("test", split)]
+                values = [entropy(side[0]).astype(np.float16) for side in sides if side is not None]
+                positive = np.repeat([0, 1], [len(v) for v in values])
+                expected.append(roc_auc_score(positive, np.concatenate(values)))
+        assert found[group][0] == pytest.approx(np.mean(expected[:3]) - np.mean(expected[3:]), abs=1e-5)
 
 
 def test_a_method_does_not_differ_from_itself(folder: Path) -> None:
@@ -124,15 +144,12 @@ def test_published_results_give_the_same_tables(folder: Path, tmp_path: Path) ->
         record = run.record
         record.tasks["classification"] |= {"tempered/nll": 0.5 + 0.01 * record.run.seed}
         record.costs |= {"train_seconds": 30.0, "trainable_parameters": 300}
-        from benchmarks.records import write_record
-
         write_record(record, run.folder)
     here = to_markdown(make_tables(folder))
     assert "ensemble - worse" in here
     assert "Worth (members)" in here
     published = publish(folder, tmp_path / "results")
     assert not list(published.rglob("logits"))
-    comparison._KNOWN.clear()
     assert to_markdown(make_tables(published)) == here
     stored = load_file(next(published.rglob(FILE)))
     assert set(stored) == {"correct", "confidence", "nll", "entropy"}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bella.errors import UserError
 from benchmarks.plan import Run, make_plan
+from benchmarks.registries import SUITES
 from benchmarks.settings import parse_assignments
 from benchmarks.suite import load_suite, narrow
 
@@ -75,9 +77,27 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         load_suite(str(tmp_path / "absent.yaml"))
     with pytest.raises(UserError, match="unknown suite 'quik': did you mean 'quick'"):
         load_suite("quik")
+    (tmp_path / "deep.yaml").write_text("[" * 3000)
+    with pytest.raises(UserError, match=r"deep\.yaml: no valid YAML"):
+        load_suite(str(tmp_path / "deep.yaml"))
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(UserError, match="a suite is a mapping"):
         load_suite(str(tmp_path / "list.yaml"))
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_suite_file_is_read_or_refused(data: st.DataObject) -> None:
+    content = bytearray(Path(SUITES.resolve("quick")).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] ^= 1 << data.draw(st.integers(0, 7))
+    content = content[: data.draw(st.integers(0, len(content)))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "damaged.yaml"
+        path.write_bytes(content)
+        with contextlib.suppress(UserError):
+            load_suite(str(path))
 
 
 def test_later_settings_win(tmp_path: Path) -> None:

@@ -107,6 +107,16 @@ def test_a_flipped_bit_or_a_cut_end_is_refused_or_changes_nothing(data: st.DataO
             assert read_record(path) == make_record()  # white space
 
 
+@pytest.mark.parametrize("name", ["problem", "method", "label"])
+def test_names_that_climb_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> None:
+    """Figures are called by them; the checksum is right, so the record has been made so."""
+    record = make_record()
+    setattr(record.run, name, "../../../escaped")
+    write_record(record, tmp_path)
+    with pytest.raises(UserError, match="a name has letters"):
+        read_record(tmp_path / FILE)
+
+
 def test_records_without_a_checksum_are_read_and_other_schemas_refused_by_name(tmp_path: Path) -> None:
     write_record(make_record(), tmp_path)
     content = json.loads((tmp_path / FILE).read_text())

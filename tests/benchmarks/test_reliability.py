@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from bella.lowrank import LowRankParticles
 from bella.resume import CHECKPOINT
-from benchmarks import executors, runner
+from benchmarks import cli, executors, runner
 from benchmarks.plan import make_plan
 from benchmarks.suite import load_suite
 
@@ -88,6 +88,8 @@ def kill_and_repeat(kills: int, folder: Path, undisturbed: dict[str, Any], seed:
 def test_fifty_kills_at_random_moments_change_no_number(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     finished = kill_and_repeat(50, tmp_path, undisturbed, seed=0)
     assert finished > 2  # so that kills hit every part, and the end is reached through them
+    resumed = set((tmp_path / "log.resumed").read_text().splitlines())
+    assert len(resumed) > 5  # trainings went on, from different places
 
 
 @pytest.mark.slow
@@ -231,6 +233,58 @@ def test_data_that_vanish_fail_their_runs(
     assert not list(out.rglob("failure.json"))
 
 
+def test_data_that_are_missing_from_the_start_fail_their_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacking = {"problem": "imagefolder", "settings": {"data": str(tmp_path / "nowhere"), "image_size": 16}}
+    suite = write_suite(tmp_path, problems=[lacking, *TINY["problems"]], methods=["bella-svgd"])
+    assert bella(monkeypatch, "run", suite, "--out", tmp_path / "out") == 1
+    assert "imagefolder / bella-svgd / seed 0: no such folder" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").rglob("record.json"))) == 1
+    suite = write_suite(tmp_path, problems=[lacking], methods=["bella-svgd"])
+    assert bella(monkeypatch, "run", suite, "--out", tmp_path / "other") == 2
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_finished_folder_can_be_shown_where_nothing_can_be_written(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    suite, out = write_suite(tmp_path, methods=["bella-svgd"]), small_disk / "out"
+    assert bella(monkeypatch, "run", suite, "--out", out) == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    capsys.readouterr()
+    assert bella(monkeypatch, "run", suite, "--out", out) == 2  # its tables cannot be written
+    shown = capsys.readouterr()
+    assert "bella-svgd" in shown.out
+    assert "tables cannot be written" in shown.err
+    assert bella(monkeypatch, "tables", out) == 0
+    assert bella(monkeypatch, "run", suite, "--out", out, "--seeds", "0,1") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "choose another folder with --out" in line
+
+
+def test_a_training_that_is_done_again_never_stands_beside_the_old_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Particles are gone and a task is added; the process dies when the new particles are stored and the record is not."""
+    suite, out = write_suite(tmp_path, methods=["bella-svgd"]), tmp_path / "out"
+    assert bella(monkeypatch, "run", suite, "--out", out) == 0
+    record = next(out.rglob("record.json"))
+    (record.parent / "particles.safetensors").unlink()
+    suite = write_suite(tmp_path, methods=["bella-svgd"], tasks=["classification", {"task": "ood", "options": {"limit": 8}}])
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "write_record", die)
+        patch.setattr("sys.argv", ["bella", "run", str(suite), "--out", str(out)])
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            cli.main()
+    assert (record.parent / "particles.safetensors").exists()
+    assert not record.exists()
+    assert bella(monkeypatch, "run", suite, "--out", out) == 0
+    assert set(json.loads(record.read_text())["tasks"]) == {"classification", "ood"}
+
+
 def test_too_little_gpu_memory_halves_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU is played by an allocator that refuses more than one particle at a time; results are those of chunks of one."""
     real = LowRankParticles.chunk_logits
@@ -249,13 +303,14 @@ def test_too_little_gpu_memory_halves_the_chunks(tmp_path: Path, monkeypatch: py
     assert numbers(tmp_path / "out") == numbers(tmp_path / "ones")
 
 
+@pytest.mark.parametrize("where", ["chunk_logits", "__init__"])  # in a pass, or before there are any particles
 def test_no_gpu_memory_for_one_particle_is_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(LowRankParticles, "chunk_logits", refuse)
+    monkeypatch.setattr(LowRankParticles, where, refuse)
     assert bella(monkeypatch, "run", write_suite(tmp_path, methods=["bella-svgd"]), "--out", tmp_path / "out") == 1
     assert "out of GPU memory with one particle at a time" in capsys.readouterr().err
 

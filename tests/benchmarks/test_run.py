@@ -244,6 +244,9 @@ def test_a_task_and_a_method_of_another_package_run_and_show(
         monkeypatch.setattr(registry, "_entries", None)
     with pytest.warns(UserWarning, match=r"task 'confidence' .* cannot be loaded: .*: its results are left out"):
         assert bella(monkeypatch, "report", copy) == 0
+    # A suite that asks for it goes on without it.
+    with pytest.warns(UserWarning, match=r"task 'confidence' .*: it is left out"):
+        assert bella(monkeypatch, *words[:2], "--methods", "single", "--tasks", "classification,confidence", "--out", copy) == 0
     page = (copy / "report.html").read_text()
     assert "Accuracy" in page or "Acc." in page
     assert "Confidence (%)" not in page
