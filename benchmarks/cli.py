@@ -116,7 +116,7 @@ def _write_results(folder: Path) -> None:
         for ending, form in tables.FORMS.items():
             write_text(folder / f"tables.{ending}", form(made))
         write_figures(folder, folder / "figures")
-        write_report(folder)
+        write_report(folder, made)
     except OSError as error:
         raise UserError(f"{folder}: tables cannot be written: {error}; `bella report {folder}` writes them later") from error
     Console(stderr=True, highlight=False).print(

@@ -19,23 +19,23 @@ from benchmarks.tables import Table, format_value, group_runs, make_tables
 FILE = "report.html"
 
 
-def write_report(folder: Path) -> Path:
-    """Write DIR/report.html.
+def write_report(folder: Path, tables: list[Table] | None = None) -> Path:
+    """Write DIR/report.html, with the folder's tables where they are made already.
 
     Raises:
         UserError: the folder has no records, or something in it is damaged.
     """
     path = folder / FILE
-    write_text(path, render(folder))
+    write_text(path, render(folder, tables))
     return path
 
 
-def render(folder: Path) -> str:
+def render(folder: Path, tables: list[Table] | None = None) -> str:
     """The page: leaderboard, tables, figures, and how to repeat each run; every value is escaped."""
     import jinja2
 
     grouped = group_runs(folder)
-    tables = make_tables(folder)
+    tables = make_tables(folder) if tables is None else tables
     suite_text = _suite_text(folder)
     suite = _suite(suite_text)
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
