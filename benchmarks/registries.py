@@ -95,12 +95,15 @@ SUITES = Registry(
     "suite",
     "bella.suites",
     {
-        "quick": ("benchmarks.suites:QUICK", "all methods, 3 particles, on the embedded problems; minutes on two cores"),
+        "quick": (
+            "benchmarks.suites:QUICK",
+            "the four methods and single networks, 3 particles, on the embedded problems; minutes on two cores",
+        ),
         "adversarial": (
             "benchmarks.suites:ADVERSARIAL",
             "FGSM, PGD and AutoAttack on digits, at four epsilons; slow without a GPU",
         ),
-        "smoke": ("benchmarks.suites:SMOKE", "all methods on a few digits with a tiny random network; seconds, for tests"),
+        "smoke": ("benchmarks.suites:SMOKE", "the same on a few digits with a tiny random network; seconds, for tests"),
         "released": (
             "benchmarks.suites:RELEASED",
             "the released code's rule beside SVGD and the ensemble on digits, three seeds; minutes on two cores",

@@ -19,7 +19,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("laplace")
 
 RIVALS = [entry.method for entry in load_suite("rivals").methods if entry.method not in ("ensemble", "svgd")]
-TINY = {"particles": 3, "epochs": 2, "backbone": "timm:mobilenetv3_small_050?random"}
+TINY = {"particles": 2, "epochs": 2, "backbone": "timm:mobilenetv3_small_050?random"}
 
 
 def run(
@@ -46,17 +46,17 @@ def check(found: dict[str, Any], particles: int) -> None:
 
 
 def test_on_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = {"problem": "digits", "settings": {"train_limit": 96, "image_size": 32}}
+    problem = {"problem": "digits", "settings": {"train_limit": 64, "image_size": 32}}
     found = run(monkeypatch, tmp_path, problem, ["classification"], **TINY)
-    check(found, 3)
+    check(found, 2)
     costs = {label: record["costs"] for label, (record, _) in found.items()}
     one = costs["mc-dropout"]["trainable_parameters"]
     assert costs["swag"]["trainable_parameters"] == one == costs["laplace-last-layer"]["trainable_parameters"]
-    assert costs["multi-swag"]["trainable_parameters"] == 3 * one
+    assert costs["multi-swag"]["trainable_parameters"] == 2 * one  # three trajectories, one a particle at most
     assert costs["mc-dropout"]["stored_bytes"] == 4 * one
-    assert costs["swag"]["stored_bytes"] == 3 * 4 * one
+    assert costs["swag"]["stored_bytes"] == 2 * 4 * one
     assert one < costs["batch-ensemble"]["trainable_parameters"] < 1.5 * one
-    assert costs["bella-laplace"]["trainable_parameters"] * 3 == costs["bella-svgd"]["trainable_parameters"]
+    assert costs["bella-laplace"]["trainable_parameters"] * 2 == costs["bella-svgd"]["trainable_parameters"]
     assert found["bella-laplace"][0]["training"]["inference"]["prior_precision"] > 0
     before = {label: record["tasks"] for label, (record, _) in found.items()}
     for _, folder in found.values():  # evaluated from particles that were read
