@@ -90,7 +90,7 @@ class LowRankPointwiseConv2d(LowRankLayer):
         base = self.base
         assert isinstance(base, nn.Conv2d)
         if x.shape[0] % self.A.shape[0] == 0 and type(base).forward is nn.Conv2d.forward:
-            kind = x.device.type
+            kind = "cuda" if x.is_cuda else "cpu"  # shapes alone ("meta") have no precision
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
             tensors = (t if t is None else t.to(dtype) for t in (x, base.weight, base.bias, self.A, self.B))
             return _PointwiseSum.apply(*tensors, base.stride)

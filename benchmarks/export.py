@@ -12,6 +12,7 @@ from bella.peft_adapters import load_peft_adapters, write_peft_adapter
 from benchmarks.backbones import Backbone, architecture
 from benchmarks.posterior import PARTICLES
 from benchmarks.records import FILE, read_record
+from benchmarks.registries import METHODS
 
 HEAD = "head"
 
@@ -34,7 +35,7 @@ def export_to_peft(run: Path, out: Path) -> list[Path]:
     names = [name.removesuffix(".A") for name in stacked if name.endswith(".A")]
     if not names:
         raise UserError(f"{run}: {record.run.method} has no low-rank factors, and PEFT holds nothing else: export a bella- method")
-    if len(next(iter(stacked.values()))) != record.run.config["particles"]:
+    if METHODS.resolve(record.run.method).shares_rows:
         raise UserError(
             f"{run}: the particles of {record.run.method} share their factors, and PEFT holds no draws: export another method"
         )

@@ -68,7 +68,12 @@ class Method:
         """Whether the particles of a training can be split over processes: each is trained, has parameters of its own, and meets
         the others in nothing but its parameters and gradients."""
         rule = load_target(self.inference)
-        return not (load_target(self.parameterisation).shares_rows or rule.draws or rule.pushes_predictions)
+        return not (self.shares_rows or rule.draws or rule.pushes_predictions)
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether particles share what trains."""
+        return load_target(self.parameterisation).shares_rows
 
     @property
     def default_learning_rate(self) -> float:

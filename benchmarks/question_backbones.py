@@ -35,7 +35,8 @@ class QuestionEncoder(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """input_ids (b, L) int64 and attention_mask (b, L) bool to (b, F)."""
         mask = inputs["attention_mask"]
-        states = self.transformer(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
+        seen = None if mask.is_meta else mask  # transformers looks at its values, and shapes alone have none
+        states = self.transformer(input_ids=inputs["input_ids"], attention_mask=seen).last_hidden_state
         weights = mask.unsqueeze(-1).to(states.dtype)
         return (states * weights).sum(1) / weights.sum(1)
 

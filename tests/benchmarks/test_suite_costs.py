@@ -141,3 +141,16 @@ def test_dry_runs_say_what_is_missing_without_a_network(suite: str, monkeypatch:
     assert any("fetched from the hub" in line for line in missing)
     assert any(str(tmp_path) in line for line in missing)  # where the data are looked for
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["ensemble", "bella-svgd", "swag", "bella-variational"])
+@pytest.mark.parametrize("problem", ["digits", "easy-vqa"])
+def test_embedded_backbones_are_estimated_from_shapes(problem: str, method: str) -> None:
+    pytest.importorskip("easy_vqa")
+    suite = {"name": "s", "methods": [method], "problems": [problem], "tasks": ["classification"], "settings": {"particles": 3}}
+    (run,) = make_plan(Suite.model_validate(suite))
+    found = estimate.estimate(run, half_precision=False)
+    one = estimate.estimate(make_plan(Suite.model_validate({**suite, "settings": {"particles": 1}}))[0], half_precision=False)
+    shared = method in ("swag", "bella-variational")
+    assert found.counts.trainable_parameters == (1 if shared else 3) * one.counts.trainable_parameters
+    assert found.counts.stored_bytes == (3 if method != "bella-variational" else 1) * one.counts.stored_bytes
