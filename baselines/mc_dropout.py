@@ -77,7 +77,7 @@ class DropoutParticles(FullRankParticles):
 
     def training_chunks(self) -> Iterator[slice]:
         """As many draws as a step needs."""
-        return (slice(index, index + 1) for index in range(self._samples))
+        return self.chunks(self._samples)
 
     def weights(self, index: int) -> dict[str, Tensor]:
         """The shared weights, with columns dropped."""
@@ -131,8 +131,7 @@ class DropoutLowRankParticles(LowRankParticles):
 
     def training_chunks(self) -> Iterator[slice]:
         """As many draws as a step needs."""
-        for start in range(0, self._samples, self.chunk_size):
-            yield slice(start, min(start + self.chunk_size, self._samples))
+        return self.chunks(self._samples)
 
     def weights(self, rows: slice) -> Mapping[str, Tensor]:
         """The shared factors and head, with columns of A and of the head dropped."""

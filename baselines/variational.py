@@ -77,8 +77,7 @@ class VariationalLowRankParticles(LowRankParticles):
 
     def training_chunks(self) -> Iterator[slice]:
         """As many draws as a step needs."""
-        for start in range(0, self._samples, self.chunk_size):
-            yield slice(start, min(start + self.chunk_size, self._samples))
+        return self.chunks(self._samples)
 
     def weights(self, rows: slice) -> Mapping[str, Tensor]:
         """M + Omega o noise for k draws; B and the head are the same for all."""

@@ -235,10 +235,11 @@ class Particles(nn.Module, ABC):
 
     # ---- computation ---------------------------------------------------------------------------------------------
 
-    def chunks(self) -> Iterator[slice]:
-        """Runs of at most `chunk_size` neighbouring particles that cover all n."""
-        for start in range(0, self.num_particles, self.chunk_size):
-            yield slice(start, min(start + self.chunk_size, self.num_particles))
+    def chunks(self, count: int | None = None) -> Iterator[slice]:
+        """Runs of at most `chunk_size` neighbouring particles that cover the first `count`, or all n."""
+        count = self.num_particles if count is None else count
+        for start in range(0, count, self.chunk_size):
+            yield slice(start, min(start + self.chunk_size, count))
 
     def prepare(self, inputs: Inputs, *, per_particle: bool = False) -> Any:
         """What all chunks of particles share of one batch, computed once. Pass the result to `chunk_logits`."""
