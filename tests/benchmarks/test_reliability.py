@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,20 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def kill_and_repeat(kills: int, folder: Path, undisturbed: dict[str, Any], seed: int) -> int:
-    """Kill a suite so many times at random moments; how often it came to its end meanwhile, each time with the same numbers."""
-    out, moments, finished, starts = folder / "out", random.Random(seed), 0, 0
+    """Kill a suite so many times at random moments; how often it came to its end meanwhile, each time with the same numbers.
+
+    Moments lie within most of what the suite needs from its start to its end on this machine, as busy as it is now: the starts
+    that are left alone measure it.
+    """
+    out, moments, finished, starts, duration = folder / "out", random.Random(seed), 0, 0, 0.0
     while kills:
+        began = time.monotonic()
+        alone, fresh = starts % 11 == 0, not out.exists()
         starts += 1
         process = workers.start(TINY, out, folder / "log", 0.0)
-        process.join(moments.uniform(0.02, 1.2) if starts % 11 else None)  # some are left alone: slow machines get to the end too
+        process.join(None if alone else moments.uniform(0.02, 0.7 * duration))
+        if alone and fresh:
+            duration = time.monotonic() - began
         if process.is_alive():
             os.kill(process.pid or 0, 9)
             process.join()
