@@ -7,6 +7,7 @@ becomes W diag(z) / (1 - p), z ~ Bernoulli(1 - p) for each input. A particle is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +56,10 @@ class DropoutParticles(FullRankParticles):
         num_particles: int,
         *,
         head: str | None = None,
-        initial_std: float = 1e-3,
         rate: float = 0.2,
         dropped: Sequence[str] | None = None,
         samples: int = 1,
-        seeds: int | Sequence[int] = 0,
-        chunk_size: int | None = None,
+        **others: Any,
     ) -> None:
         _check(rate, samples, num_particles)
         if dropped is None and head is None:
@@ -73,7 +72,7 @@ class DropoutParticles(FullRankParticles):
                 raise UserError(f"dropped: {name} is no linear layer or ungrouped convolution, which have a column for each input")
         self._rate = rate
         self._samples = samples
-        super().__init__(model, num_particles, head=head, initial_std=initial_std, seeds=seeds, chunk_size=chunk_size)
+        super().__init__(model, num_particles, head=head, **others)
 
     def training_chunks(self) -> Iterator[slice]:
         """As many draws as a step needs."""
@@ -106,28 +105,14 @@ class DropoutLowRankParticles(LowRankParticles):
         model: nn.Module,
         num_particles: int,
         *,
-        targets: Sequence[str],
-        rank: int = 4,
-        head: str | None = None,
-        initial_b_std: float = 0.0,
         rate: float = 0.2,
         samples: int = 1,
-        seeds: int | Sequence[int] = 0,
-        chunk_size: int | None = None,
+        **others: Any,
     ) -> None:
         _check(rate, samples, num_particles)
         self._rate = rate
         self._samples = samples
-        super().__init__(
-            model,
-            num_particles,
-            targets=targets,
-            rank=rank,
-            head=head,
-            initial_b_std=initial_b_std,
-            seeds=seeds,
-            chunk_size=chunk_size,
-        )
+        super().__init__(model, num_particles, **others)
 
     def training_chunks(self) -> Iterator[slice]:
         """As many draws as a step needs."""

@@ -6,7 +6,8 @@ the reparameterised gradient is Bayes by Backprop's (Blundell et al. 2015, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,29 +42,15 @@ class VariationalLowRankParticles(LowRankParticles):
         model: nn.Module,
         num_particles: int,
         *,
-        targets: Sequence[str],
-        rank: int = 4,
-        head: str | None = None,
-        initial_b_std: float = 0.0,
         initial_noise: float = 0.3,
         samples: int = 1,
-        seeds: int | Sequence[int] = 0,
-        chunk_size: int | None = None,
+        **others: Any,
     ) -> None:
         if initial_noise <= 0 or not 1 <= samples <= num_particles:
             raise UserError(f"initial_noise is above 0, samples from 1 to the number of particles ({num_particles})")
         self._initial_noise = initial_noise
         self._samples = samples
-        super().__init__(
-            model,
-            num_particles,
-            targets=targets,
-            rank=rank,
-            head=head,
-            initial_b_std=initial_b_std,
-            seeds=seeds,
-            chunk_size=chunk_size,
-        )
+        super().__init__(model, num_particles, **others)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return super()._shapes() | {f"{a.name}.G": (a.rank, a.fan_in) for a in self.adapters}

@@ -16,7 +16,7 @@ def weight_distances(particles: Particles) -> Tensor:
 
 
 def product_distances(particles: Particles) -> Tensor:
-    """Euclidean distances over the changes B A of the adapted weights and whatever else trains, (n, n), float64.
+    """Euclidean distances over the changes (alpha / r) B A of the adapted weights and whatever else trains, (n, n), float64.
 
     The same as `weight_distances` for full-rank particles, and unlike it not changed by re-factorising B A.
     """

@@ -139,6 +139,8 @@ class LowRankParticles(Particles):
         head: path of a linear layer that trains whole, one a particle; None: the model's head stays frozen (zero-shot).
         initial_b_std: standard deviation B_i starts with. 0 starts every particle at theta_0; the product kernel needs
             more, or all products are equal at the start.
+        alpha: LoRA's: the change is (alpha / r) B_i A_i; None: alpha = r. With a higher one the changes move further than
+            the heads at the same learning rate.
         seeds: one a particle, or one for all of them (each particle's own seed is then derived from it).
         chunk_size: particles computed at once (None: all).
     """
@@ -154,9 +156,12 @@ class LowRankParticles(Particles):
         rank: int = 4,
         head: str | None = None,
         initial_b_std: float = 0.0,
+        alpha: float | None = None,
         seeds: int | Sequence[int] = 0,
         chunk_size: int | None = None,
     ) -> None:
+        if alpha is not None and alpha <= 0:
+            raise UserError(f"alpha is {alpha}: above 0 (left out: the rank)")
         own_seeds = particle_seeds(seeds, num_particles)
         super().__init__(num_particles, chunk_size or num_particles, own_seeds, 1 if self.shares_rows else None)
         check_examples_stay_apart(model)
@@ -164,6 +169,7 @@ class LowRankParticles(Particles):
         if not self.adapters and head is None:
             raise UserError("nothing would train: name targets, or a head")
         self.head = head
+        self.scale = 1.0 if alpha is None else alpha / rank
         self.model = model.requires_grad_(False).eval()
         self._originals: dict[str, nn.Module] = {}
         self._layers: dict[str, LowRankLayer | ParticleHead] = {}
@@ -270,13 +276,14 @@ class LowRankParticles(Particles):
             if isinstance(layer, ParticleHead):
                 layer.bind(weights[f"{name}.weight"], weights.get(f"{name}.bias"))
             else:
-                layer.bind(weights[f"{name}.A"], weights[f"{name}.B"])
+                B = weights[f"{name}.B"]
+                layer.bind(weights[f"{name}.A"], B if self.scale == 1 else self.scale * B)
         logits = self._fan_out.folded(prepared, rows)
         return logits.view(rows.stop - rows.start, -1, *logits.shape[1:])
 
     @torch.no_grad()
     def merge(self, index: int) -> nn.Module:
-        """A plain copy of the model with particle `index`'s weights, W + B A, and its head."""
+        """A plain copy of the model with particle `index`'s weights, W + (alpha / r) B A, and its head."""
         with self._plain_model() as plain:
             merged = copy.deepcopy(plain)
         parameters = dict(merged.named_parameters())
@@ -287,7 +294,7 @@ class LowRankParticles(Particles):
             weight = parameters[f"{name}_weight" if is_attention else f"{name}.weight"]
             if not weight.is_floating_point():
                 raise UserError(f"{name} is held in 4 bits, in which a low-rank change would be lost: merge with precision=bf16")
-            change = particle[f"{name}.B"][0] @ particle[f"{name}.A"][0]
+            change = self.scale * particle[f"{name}.B"][0] @ particle[f"{name}.A"][0]
             weight.add_(change.view(weight.shape).to(weight.dtype))
         if self.head is not None:
             copy_head(particle, self.head, merged)

@@ -127,6 +127,8 @@ class Particles(nn.Module, ABC):
     default_learning_rate: float
     shares_rows = False
     """Whether the storage has fewer rows than there are particles: those cannot be split over processes."""
+    scale = 1.0
+    """What a product of two factors is multiplied by, where it changes a weight."""
 
     def __init__(self, num_particles: int, chunk_size: int, seeds: Sequence[int], num_rows: int | None = None) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """Particles as PEFT's LoRA adapters and back, file by file: `adapter_config.json` and `adapter_model.safetensors`.
 
-A LoRA adapter changes W by (alpha / r) B A (Hu et al. 2021, arXiv 2106.09685); a particle changes it by B A, so alpha = r.
-Nothing here imports peft: the files are its format, and what it loads is tested against it.
+A LoRA adapter changes W by (alpha / r) B A (Hu et al. 2021, arXiv 2106.09685), and so does a particle. Files are written with
+alpha = r, and with B multiplied by the scale. Nothing here imports peft: the files are its format, and what it loads is tested
+against it.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def load_peft_adapters(
                     f"{folder}: {stem} is {B.shape[0]} x {A.shape[1]} of rank {rank}, and the particles' is "
                     f"{into_b.shape[0]} x {into_a.shape[1]} of rank {into_a.shape[0]}"
                 )
-            into_a[:rank], into_b[:, :rank] = A, B
+            into_a[:rank], into_b[:, :rank] = A, B / particles.scale
         for name, tensor in saved.items():
             inside = name.replace(head[1], head[0], 1) if head is not None and name.startswith(f"{head[1]}.") else None
             if inside is None or inside not in own or own[inside].shape != tensor.shape:

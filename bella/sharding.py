@@ -176,6 +176,7 @@ class _AllParticles(Particles):
         seeds = shard.gather(torch.tensor(own.seeds)).tolist()
         super().__init__(shard.total, shard.total, seeds)
         self.shard = shard
+        self.scale = own.scale
         self._slots = own._slots
         self._pairs = own.factor_pairs()
         for stored in own.storage:

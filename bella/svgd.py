@@ -122,7 +122,7 @@ def _product_distances(particles: Particles) -> Tensor:
     rest = [stacked[name] for name in _outside_pairs(particles)]
     total = squared_distances(rest) if rest else None
     if pairs:
-        products = distances_from_gram(product_gram((stacked[a], stacked[b]) for a, b in pairs))
+        products = distances_from_gram(product_gram((stacked[a], stacked[b]) for a, b in pairs)) * particles.scale**2
         total = products if total is None else total + products
     assert total is not None
     return total
@@ -134,9 +134,9 @@ def _outside_pairs(particles: Particles) -> list[str]:
 
 
 def _repel_products(particles: Particles, K: Tensor, scale: float) -> None:
-    """The same with d_ij^2 = sum over layers of ||B_i A_i - B_j A_j||^2, whose gradients at particle j are
+    """The same with d_ij^2 = s^2 sum over layers of ||B_i A_i - B_j A_j||^2, whose gradients at particle j are
 
-    d/d B_j = 2 (B_j A_j - B_i A_i) A_j^T      d/d A_j = 2 B_j^T (B_j A_j - B_i A_i).
+    d/d B_j = 2 s^2 (B_j A_j - B_i A_i) A_j^T      d/d A_j = 2 s^2 B_j^T (B_j A_j - B_i A_i).
     """
     stacked = particles.stacked_parameters()
     for name_a, name_b in particles.factor_pairs():
@@ -148,7 +148,7 @@ def _repel_products(particles: Particles, K: Tensor, scale: float) -> None:
         for name, change in ((name_a, for_a), (name_b, for_b)):
             gradient = stacked[name].grad
             assert gradient is not None
-            gradient += (2 * scale * change).to(gradient.dtype)
+            gradient += (2 * scale * particles.scale**2 * change).to(gradient.dtype)
     for name in _outside_pairs(particles):
         gradient = stacked[name].grad
         assert gradient is not None

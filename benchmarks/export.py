@@ -43,8 +43,10 @@ def export_to_peft(run: Path, out: Path) -> list[Path]:
     prefix = plain_prefix(backbone)
     plain = backbone.plain_model()
     folders = []
+    options = record.run.config.get("parameterisation", {})
+    scale = 1.0 if options.get("alpha") is None else options["alpha"] / options["rank"]
     for index in range(next(iter(stacked.values())).shape[0]):
-        factors = {n.removeprefix(prefix): (stacked[f"{n}.A"][index], stacked[f"{n}.B"][index]) for n in names}
+        factors = {n.removeprefix(prefix): (stacked[f"{n}.A"][index], scale * stacked[f"{n}.B"][index]) for n in names}
         head = {name: tensor[index] for name, tensor in stacked.items() if name.startswith(f"{HEAD}.")}
         if head:
             if backbone.classifier is None:

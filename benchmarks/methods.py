@@ -82,11 +82,19 @@ class Method:
 
 
 def _options(made: type) -> dict[str, Option]:
-    if made.__init__ is object.__init__:  # type: ignore[misc]
-        return {}
-    hints = typing.get_type_hints(made.__init__)  # type: ignore[misc]
-    parameters = inspect.signature(made).parameters
-    return {name: Option(hints[name], p.default) for name, p in parameters.items() if name not in _PROVIDED}
+    """Keyword arguments of a class; those of its base as well where it hands on what it does not know (`**others`)."""
+    found: dict[str, Option] = {}
+    for one in made.__mro__:
+        if "__init__" not in vars(one) or one is object:
+            continue
+        hints = typing.get_type_hints(one.__init__)  # type: ignore[misc]
+        parameters = inspect.signature(one).parameters
+        kinds = {p.kind for p in parameters.values()}
+        own = {name: Option(hints[name], p.default) for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+        found = {name: option for name, option in own.items() if name not in _PROVIDED} | found
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+    return found
 
 
 FULL_RANK = "baselines.full_rank:FullRankParticles"

@@ -89,7 +89,8 @@ class Run:
             "particles": self.particles,
             "head": self.head,
             "recipe": dataclasses.asdict(self.recipe),
-            "parameterisation": self.particle_options,
+            # What is None is left out: an option that is new does not make other runs of the earlier ones.
+            "parameterisation": {name: value for name, value in self.particle_options.items() if value is not None},
             "inference": self.inference_options,
             "seed": self.seed,
             "revision": self.revision,

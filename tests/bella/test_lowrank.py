@@ -99,10 +99,13 @@ def test_chunks_change_nothing(name: str, chunk_size: int) -> None:
         assert close(gradient, whole[key], 1e-9), key
 
 
-@pytest.mark.parametrize("name", ["efficientnet", "vit", "resnet", "clip", "clip-attention"])
-def test_logits_and_gradients_equal_peft(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "alpha"),
+    [("efficientnet", None), ("efficientnet", 5.0), ("vit", None), ("resnet", 5.0), ("clip", None), ("clip-attention", None)],
+)
+def test_logits_and_gradients_equal_peft(name: str, alpha: float | None) -> None:
     """PEFT with the same A and B, one adapter at a time, in float32: 1e-5 of the largest entry."""
-    particles, x = make(name, 2, torch.float32)
+    particles, x = make(name, 2, torch.float32, alpha=alpha)
     logits, own = particles(x).detach(), gradients(particles, x)
     stacked = particles.stacked_parameters()
     build, _, _ = BACKBONES[name]
@@ -116,7 +119,7 @@ def test_logits_and_gradients_equal_peft(name: str) -> None:
         for layer in ("0", "5"):
             stacked[f"backbone.transformer.resblocks.{layer}.attn.out_proj.B"].data.zero_()
         logits, own = particles(x).detach(), gradients(particles, x)
-    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=names, modules_to_save=["head"])
+    config = peft.LoraConfig(r=2, lora_alpha=alpha or 2, target_modules=names, modules_to_save=["head"])
     adapted = peft.get_peft_model(model, config).eval()
     modules = dict(adapted.named_modules())
     for i in range(2):
@@ -244,6 +247,14 @@ def test_split_attention_equals_the_original(batch_first: bool, need_weights: bo
     assert (found[1] is None) == (expected[1] is None)
     if expected[1] is not None:
         assert close(found[1], expected[1], 1e-12)
+
+
+def test_a_merged_particle_has_its_change_times_alpha_over_rank() -> None:
+    particles, x = make("vit", 2, alpha=3.0)
+    with torch.no_grad():
+        assert close(particles(x), torch.stack([particles.merge(i)(x) for i in range(2)]), 1e-10)
+    with pytest.raises(UserError, match="alpha is 0"):
+        make("vit", 2, alpha=0.0)
 
 
 def test_merge_leaves_the_particles_as_they_were() -> None:

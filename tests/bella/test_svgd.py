@@ -166,11 +166,11 @@ def test_variance_collapses_where_dimensions_outnumber_particles() -> None:
 
 
 def factor_particles() -> LowRankParticles:
-    return LowRankParticles(make_network(), 3, targets=["0", "2"], head="4", rank=2, initial_b_std=0.7)
+    return LowRankParticles(make_network(), 3, targets=["0", "2"], head="4", rank=2, initial_b_std=0.7, alpha=3.0)
 
 
 def formed_distances(stacked: dict[str, Tensor]) -> Tensor:
-    vectors = [(stacked[f"{name}.B"] @ stacked[f"{name}.A"]).flatten(1) for name in ("0", "2")]
+    vectors = [1.5 * (stacked[f"{name}.B"] @ stacked[f"{name}.A"]).flatten(1) for name in ("0", "2")]
     vectors += [stacked["4.weight"].flatten(1), stacked["4.bias"]]
     theta = torch.cat(vectors, 1)
     return (theta[:, None] - theta[None]).square().sum(-1)

@@ -40,13 +40,22 @@ def inputs_of(model: ImageClassifier, size: int) -> Any:
     return {"image": image, "input_ids": ids, "attention_mask": mask}
 
 
-def stored_run(folder: Path, name: str, particles: LowRankParticles) -> Path:
+def stored_run(folder: Path, name: str, particles: LowRankParticles, options: dict[str, Any]) -> Path:
     """A run's folder with what the export reads."""
     run = folder / "run"
     run.mkdir()
     save_tensors({key: tensor.detach() for key, tensor in particles.stacked_parameters().items()}, run / "particles.safetensors")
-    info = {"problem": "p", "method": "bella-svgd", "label": "bella-svgd", "seed": 0, "backbone": name, "weights": "w", "data": "d"}
-    record = {"schema": 1, "run": {**info, "hash": "h", "config": {}}, "training": {}, "tasks": {}, "task_results": {}}
+    info: dict[str, Any] = {
+        "problem": "p",
+        "method": "bella-svgd",
+        "label": "bella-svgd",
+        "seed": 0,
+        "backbone": name,
+        "weights": "w",
+        "data": "d",
+    }
+    info |= {"hash": "h", "config": {"parameterisation": options}}
+    record = {"schema": 1, "run": info, "training": {}, "tasks": {}, "task_results": {}}
     (run / FILE).write_text(json.dumps({**record, "costs": {}, "environment": {}}))
     return run
 
@@ -61,14 +70,16 @@ def test_there_and_back_gives_the_same_logits(scheme: str, tmp_path: Path) -> No
     model = classifier(name, head, size)
     inputs = map_inputs(lambda t: t.double() if t.is_floating_point() else t, inputs_of(model, size))
 
+    options: dict[str, Any] = {"targets": SETTINGS[scheme], "rank": 3, "alpha": 6.0}
+
     def make() -> LowRankParticles:
         path = "head" if head == "trained" else None
         made = classifier(name, head, size)
-        return LowRankParticles(made, 2, targets=SETTINGS[scheme], rank=3, head=path, initial_b_std=0.05, seeds=len(made_before))
+        return LowRankParticles(made, 2, **options, head=path, initial_b_std=0.05, seeds=len(made_before))
 
     made_before: list[int] = []
     particles = make()
-    run = stored_run(tmp_path, name, particles)
+    run = stored_run(tmp_path, name, particles, options)
     made_before.append(1)
     with torch.no_grad():
         expected = particles.double()(inputs)
@@ -165,7 +176,7 @@ def test_what_peft_cannot_hold_is_refused_by_name(target: str, said: str, tmp_pa
 def test_runs_without_low_rank_factors_are_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     particles = LowRankParticles(small(), 1, targets=["conv"], rank=1)
-    stored_run(tmp_path, "timm:resnet18?random", particles)
+    stored_run(tmp_path, "timm:resnet18?random", particles, {})
     save_tensors({"conv1.weight": torch.ones(1, 2)}, run / "particles.safetensors")
     with pytest.raises(UserError, match="no low-rank factors"):
         export_to_peft(run, tmp_path / "out")
