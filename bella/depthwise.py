@@ -1,4 +1,4 @@
-"""Depthwise convolutions whose weights train, on images no larger than their kernel.
+"""Depthwise convolutions whose weights train, on images no larger than their kernel (3x3 ones: smaller).
 
 On a CPU without AVX-512 oneDNN takes fifty times as long for the gradient of such a kernel as for the convolution itself, which
 comes to half of a training step of a full-rank EfficientNet on images of 64 px. Summed tap by tap over the pixels that meet, it is
@@ -20,7 +20,9 @@ class SmallDepthwiseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(b, channels, h, w) to (b, channels, h', w')."""
-        if input.is_cuda or not self.weight.requires_grad or max(input.shape[2:]) > max(self.kernel_size):
+        largest = max(self.kernel_size)
+        pays = max(input.shape[2:]) <= (largest if largest >= 5 else largest - 1)
+        if input.is_cuda or not self.weight.requires_grad or not pays:
             return super().forward(input)
         return _TapByTap.apply(input, self.weight, self.bias, self.stride, self.padding)
 
@@ -42,7 +44,7 @@ def swap_out(model: nn.Module) -> None:
 def _fits(layer: nn.Conv2d) -> bool:
     depthwise = layer.groups == layer.in_channels == layer.out_channels
     plain = layer.dilation == (1, 1) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return depthwise and plain and min(layer.kernel_size) >= 5
+    return depthwise and plain and min(layer.kernel_size) >= 3
 
 
 class _TapByTap(torch.autograd.Function):
