@@ -130,7 +130,7 @@ def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None, *, compl
     tasks = {entry.task: entry for entry in suite.tasks}
     for task_entry in suite.tasks:
         _plan_task(task_entry, suite)  # refuses bad options of a task that no problem is asked
-    labels = [entry.label or entry.method for entry in suite.methods]
+    labels = [entry.row for entry in suite.methods]
     for label in labels:
         check_name(label, f"suite {suite.name}: label")
         if labels.count(label) > 1:
@@ -274,7 +274,7 @@ def _plan_run(
     return Run(
         problem=problem_name,
         method=entry.method,
-        label=entry.label or entry.method,
+        label=entry.row,
         seed=seed,
         backbone=harness["backbone"],
         weights=scheme.weights(reference),

@@ -32,6 +32,11 @@ class MethodEntry(_Entry):
     method: str
     label: str | None = None
 
+    @property
+    def row(self) -> str:
+        """What tables call it."""
+        return self.label or self.method
+
 
 class TaskEntry(BaseModel):
     """A task of a suite, and its options."""
@@ -116,6 +121,10 @@ def load_suite(name: str) -> Suite:
         place = ".".join(str(part) for part in problem["loc"])
         raise UserError(f"{file}: {place}: {problem['msg']}") from error
     check_name(suite.name, f"{file}: name")
+    rows = [entry.row for entry in suite.methods]
+    for name in (name for pair in suite.compare for name in pair):
+        if name not in rows:
+            raise UserError(f"{file}: compare: {name!r} is no method or label of this suite: {suggest(name, rows)}")
     return suite
 
 
@@ -141,9 +150,12 @@ def narrow(
             found += own or [make(**{key: name})]
         return found
 
+    kept = chosen(suite.methods, methods, "method", MethodEntry)
+    rows = {entry.row for entry in kept}
     changed: dict[str, Any] = {
         "problems": chosen(suite.problems, problems, "problem", ProblemEntry),
-        "methods": chosen(suite.methods, methods, "method", MethodEntry),
+        "methods": kept,
+        "compare": [pair for pair in suite.compare if rows.issuperset(pair)],
         "tasks": chosen(suite.tasks, tasks, "task", TaskEntry),
         "seeds": suite.seeds if seeds is None else list(seeds),
     }

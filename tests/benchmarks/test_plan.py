@@ -134,6 +134,16 @@ def test_narrowing_keeps_own_settings_and_adds_what_is_new(tmp_path: Path) -> No
         make_plan(narrow(suite, ["svg"], None, None))
 
 
+def test_compared_rows_are_rows_of_the_suite(tmp_path: Path) -> None:
+    suite = load_suite("cifar10")
+    assert ("bella-svgd", "svgd") in suite.compare
+    assert narrow(suite, ["svgd", "ensemble"], None, None).compare == [("svgd", "ensemble")]
+    file = tmp_path / "mine.yaml"
+    file.write_text("methods: [svgd, bella-svgd]\nproblems: [digits]\ntasks: [ood]\ncompare: [[svgd, bela-svgd]]\n")
+    with pytest.raises(UserError, match=r"'bela-svgd' is no method or label of this suite: did you mean 'bella-svgd'"):
+        load_suite(str(file))
+
+
 def test_assignments_are_read_as_yaml() -> None:
     found = parse_assignments(["a=1e-3", "b=[1, 2]", "c=null", "d=word", "e=0.5", "f=x=y"])
     assert found == {"a": 1e-3, "b": [1, 2], "c": None, "d": "word", "e": 0.5, "f": "x=y"}
