@@ -115,7 +115,7 @@ SUITES = Registry(
         ),
         "cifar10-128": ("benchmarks.suites:CIFAR10_128", "the four methods at 128 px, which fit the ImageNet weights better"),
         "cifar10-near": ("benchmarks.suites:CIFAR10_NEAR", "the same with two classes left out, which have to be told"),
-        "cifar10-tuning": ("benchmarks.suites:CIFAR10_TUNING", "how learning rates, epochs and adapted layers were chosen, on a validation split"),
+        "cifar10-tuning": ("benchmarks.suites:CIFAR10_TUNING", "how its learning rates, epochs, layers were chosen"),
         "cifar10-sweeps": ("benchmarks.suites:CIFAR10_SWEEPS", "its rank, particles, repulsion, targets, theta_0, data size"),
         "paper-cifar": (
             "benchmarks.suites:PAPER_CIFAR",
