@@ -25,8 +25,8 @@ SUBSETS = 10
 
 
 def ensemble_curve(runs: Sequence[StoredRun], seed: int = 0) -> list[float] | None:
-    """Test NLL (nats, after temperature scaling on the validation split) of ensembles of 1, 2, ... members, pooled over the seeds'
-    runs; None where logits are missing."""
+    """Test NLL (nats, after temperature scaling on the validation split) of ensembles of 0, 1, 2, ... members, pooled over the
+    seeds' runs; none predict all classes alike. None where logits are missing."""
     splits: dict[str, list[Array]] = {"validation": [], "test": []}
     targets: dict[str, Array] = {}
     for run in runs:
@@ -39,7 +39,7 @@ def ensemble_curve(runs: Sequence[StoredRun], seed: int = 0) -> list[float] | No
     members = {name: np.concatenate(parts) for name, parts in splits.items()}
     count = len(members["test"])
     random = np.random.default_rng(seed)
-    curve = []
+    curve = [float(np.log(members["test"].shape[-1]))]
     for size in range(1, count + 1):
         drawn = [random.permutation(count)[:size] for _ in range(SUBSETS if size < count else 1)]
         curve.append(float(np.mean([_tempered_nll({s: m[own].mean(0) for s, m in members.items()}, targets) for own in drawn])))
@@ -60,18 +60,15 @@ def _tempered_nll(p: dict[str, Array], targets: dict[str, Array]) -> float:
 
 
 def equivalent(nll: float, curve: Sequence[float]) -> float:
-    """How many members reach an NLL, linear between whole numbers.
-
-    1 where a single one does; infinite where not all of them do.
-    """
+    """How many members reach an NLL, linear between whole numbers from 0; infinite where not all of them do."""
     best = np.minimum.accumulate(curve)
     if nll >= best[0]:
-        return 1.0
+        return 0.0
     if nll < best[-1]:
         return float("inf")
     reached = int(np.argmax(best <= nll))  # the first that does
     before, after = best[reached - 1], best[reached]
-    return reached + float((before - nll) / (before - after))
+    return reached - 1 + float((before - nll) / (before - after))
 
 
 def stored_curves(folder: Path) -> dict[str, list[float]]:

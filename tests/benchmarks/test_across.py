@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -116,8 +117,9 @@ def test_the_ensemble_curve_is_that_of_its_members(folder: Path) -> None:
     runs = runs_of(folder, "ensemble")
     curve = ensemble_curve(runs)
     assert curve is not None
-    assert len(curve) == 9
-    assert curve[0] > curve[4] > curve[8]
+    assert len(curve) == 10
+    assert curve[0] == pytest.approx(math.log(runs[0].predictions("test")[0].shape[-1]))
+    assert curve[0] > curve[1] > curve[5] > curve[9]
     averaged = []
     for split in ("validation", "test"):
         parts = [run.predictions(split) for run in runs]
@@ -130,8 +132,10 @@ def test_the_ensemble_curve_is_that_of_its_members(folder: Path) -> None:
 
 
 def test_worth_is_linear_between_whole_members() -> None:
-    curve = [1.0, 0.6, 0.5, 0.55]
-    assert equivalent(1.2, curve) == 1.0
+    curve = [2.0, 1.0, 0.6, 0.5, 0.55]
+    assert equivalent(2.1, curve) == 0.0
+    assert equivalent(1.2, curve) == pytest.approx(0.8)
+    assert equivalent(1.0, curve) == pytest.approx(1.0)
     assert equivalent(0.8, curve) == pytest.approx(1.5)
     assert equivalent(0.6, curve) == pytest.approx(2.0)
     assert equivalent(0.55, curve) == pytest.approx(2.5)
