@@ -33,7 +33,8 @@ EQUIVALENTS = (
 )
 EQUIVALENTS_CAPTION = (
     "Worth: how many independently trained full-rank networks (members of `ensemble`, pooled over its seeds) reach the NLL after "
-    "temperature scaling, its mean over seeds, where none predict all classes alike; inf: more than all of them; parameters, training: those of so many members"
+    "temperature scaling, its mean over seeds, where none predict all classes "
+    "alike; inf: more than all of them; parameters, training: those of so many members"
 )
 
 
