@@ -64,8 +64,9 @@ def equivalent(nll: float, curve: Sequence[float]) -> float:
     best = np.minimum.accumulate(curve)
     if nll >= best[0]:
         return 0.0
-    if nll < best[-1]:
+    if nll < best[-1] * (1 - 1e-3):  # rounding, and where the search for a temperature stops, are not another member
         return float("inf")
+    nll = max(nll, float(best[-1]))
     reached = int(np.argmax(best <= nll))  # the first that does
     before, after = best[reached - 1], best[reached]
     return reached - 1 + float((before - nll) / (before - after))

@@ -140,6 +140,7 @@ def test_worth_is_linear_between_whole_members() -> None:
     assert equivalent(0.6, curve) == pytest.approx(2.0)
     assert equivalent(0.55, curve) == pytest.approx(2.5)
     assert equivalent(0.5, curve) == pytest.approx(3.0)
+    assert equivalent(0.49999, curve) == pytest.approx(3.0)
     assert equivalent(0.4, curve) == float("inf")
 
 
