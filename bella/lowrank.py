@@ -86,6 +86,11 @@ def plan_adapters(model: nn.Module, targets: Sequence[str], rank: int, *, head: 
     return [Adapter(name, out, fan_in, min(rank, out, fan_in)) for name, (out, fan_in) in shapes.items() if name in chosen]
 
 
+def change_scale(alpha: float | None, rank: int) -> float:
+    """What B A is multiplied by: LoRA's alpha / r, and 1 where alpha is left out."""
+    return 1.0 if alpha is None else alpha / rank
+
+
 def _adaptable(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Every layer that low-rank factors can adapt, path -> (out, fan_in), in the model's order."""
     shapes: dict[str, tuple[int, int]] = {}
@@ -169,7 +174,7 @@ class LowRankParticles(Particles):
         if not self.adapters and head is None:
             raise UserError("nothing would train: name targets, or a head")
         self.head = head
-        self.scale = 1.0 if alpha is None else alpha / rank
+        self.scale = change_scale(alpha, rank)
         self.model = model.requires_grad_(False).eval()
         self._originals: dict[str, nn.Module] = {}
         self._layers: dict[str, LowRankLayer | ParticleHead] = {}

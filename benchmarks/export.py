@@ -8,6 +8,7 @@ from pathlib import Path
 from bella.checkpoint import load_tensors
 from bella.errors import UserError
 from bella.lowrank import LowRankParticles
+from bella.lowrank import change_scale
 from bella.peft_adapters import load_peft_adapters, write_peft_adapter
 from benchmarks.backbones import Backbone, architecture
 from benchmarks.posterior import PARTICLES
@@ -44,7 +45,7 @@ def export_to_peft(run: Path, out: Path) -> list[Path]:
     plain = backbone.plain_model()
     folders = []
     options = record.run.config.get("parameterisation", {})
-    scale = 1.0 if options.get("alpha") is None else options["alpha"] / options["rank"]
+    scale = change_scale(options.get("alpha"), options.get("rank", 1))
     for index in range(next(iter(stacked.values())).shape[0]):
         factors = {n.removeprefix(prefix): (stacked[f"{n}.A"][index], scale * stacked[f"{n}.B"][index]) for n in names}
         head = {name: tensor[index] for name, tensor in stacked.items() if name.startswith(f"{HEAD}.")}

@@ -101,7 +101,7 @@ def test_fifty_kills_at_random_moments_change_no_number(tmp_path: Path, undistur
     finished = kill_and_repeat(50, tmp_path, undisturbed, seed=0)
     assert finished > 2  # so that kills hit every part, and the end is reached through them
     resumed = set((tmp_path / "log.resumed").read_text().splitlines())
-    assert len(resumed) > 2  # trainings went on, from different places
+    assert len(resumed) > 5  # trainings went on, from different places
 
 
 @pytest.mark.slow
