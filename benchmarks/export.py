@@ -7,8 +7,7 @@ from pathlib import Path
 
 from bella.checkpoint import load_tensors
 from bella.errors import UserError
-from bella.lowrank import LowRankParticles
-from bella.lowrank import change_scale
+from bella.lowrank import LowRankParticles, change_scale
 from bella.peft_adapters import load_peft_adapters, write_peft_adapter
 from benchmarks.backbones import Backbone, architecture
 from benchmarks.posterior import PARTICLES
