@@ -1,8 +1,8 @@
 """Depthwise convolutions whose weights train, on images no larger than their kernel (3x3 ones: smaller).
 
 On a CPU without AVX-512 oneDNN takes many times as long for the gradient of such a kernel as for the convolution itself, which
-comes to a large share of a training step of a full-rank EfficientNet on images of 64 px. Summed tap by tap over the pixels that meet, it is
-a few products.
+comes to a large share of a training step of a full-rank EfficientNet on images of 64 px. Summed tap by tap over the pixels
+that meet, it is a few products.
 """
 
 from __future__ import annotations
