@@ -5,13 +5,16 @@ They are forked from a server that has imported torch and run nothing: neither i
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import sys
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import Any
 
+CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = ["workers", "benchmarks.executors", "benchmarks.image_backbones", "benchmarks.methods", "baselines.full_rank"]
 TASKS = [
     "timm",
@@ -31,32 +34,46 @@ SUITE: dict[str, Any] = {
 }
 
 
-def run(suite: dict[str, Any], out: Path, log: Path, checkpoint_seconds: float, setup: str = "") -> None:
-    """Do a suite in this process; what was trained here is appended to `log`, and the exit code says whether all is done."""
+def run(
+    suite: dict[str, Any], out: Path, log: Path, checkpoint_seconds: float, setup: str = "", progress: Semaphore | None = None
+) -> None:
+    """Do a suite in this process; what was trained here is appended to `log`, and the exit code says whether all is done.
+
+    `progress` is released where a training begins or goes on, and at every checkpoint.
+    """
     import torch
 
-    from bella.resume import Checkpoints
+    from bella import resume
+    from benchmarks import progress as shown
     from benchmarks.executors import Terms, run_suite
     from benchmarks.plan import make_plan
-    from benchmarks.progress import Progress
     from benchmarks.suite import Suite
 
     torch.set_num_threads(1)
     if setup:
         exec(setup, {})
     chosen = Suite.model_validate(suite)
-    restore = Checkpoints.restore
+    resume.LARGEST_SHARE = math.inf  # checkpoints are written as often as asked, even if that is most of the time
+    restore, save = resume.Checkpoints.restore, resume.Checkpoints.save
 
-    def noted(self: Checkpoints, *particulars: Any) -> Any:
+    def noted_restore(self: resume.Checkpoints, *particulars: Any) -> Any:
         standing = restore(self, *particulars)
+        if progress is not None:
+            progress.release()
         if standing is not None:
             with open(log.with_suffix(".resumed"), "a") as file:
                 file.write(f"epoch {len(standing.history.epochs)} step {standing.steps}\n")
         return standing
 
-    Checkpoints.restore = noted  # type: ignore[method-assign]
-    with Progress() as progress:
-        outcomes = run_suite(chosen, make_plan(chosen), out, terms=Terms("cpu", checkpoint_seconds), progress=progress)
+    def noted_save(self: resume.Checkpoints, *particulars: Any) -> None:
+        save(self, *particulars)
+        if progress is not None:
+            progress.release()
+
+    resume.Checkpoints.restore = noted_restore  # type: ignore[method-assign]
+    resume.Checkpoints.save = noted_save  # type: ignore[method-assign]
+    with shown.Progress() as bars:
+        outcomes = run_suite(chosen, make_plan(chosen), out, terms=Terms("cpu", checkpoint_seconds), progress=bars)
     with open(log, "a") as file:
         for outcome in outcomes:
             if outcome.trained:
@@ -69,8 +86,7 @@ def run(suite: dict[str, Any], out: Path, log: Path, checkpoint_seconds: float, 
 
 def start(*args: Any, **kwargs: Any) -> BaseProcess:
     """Begin `run` in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED, *TASKS])
-    process = context.Process(target=run, args=args, kwargs=kwargs)
+    CONTEXT.set_forkserver_preload([*PRELOADED, *TASKS])
+    process = CONTEXT.Process(target=run, args=args, kwargs=kwargs)
     process.start()
     return process

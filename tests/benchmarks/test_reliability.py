@@ -65,28 +65,33 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def kill_and_repeat(kills: int, folder: Path, undisturbed: dict[str, Any], seed: int) -> int:
     """Kill a suite so many times at random moments; how often it came to its end meanwhile, each time with the same numbers.
 
-    Moments lie within most of what the suite needs from its start to its end on this machine, as busy as it is now: the starts
-    that are left alone measure it.
+    Half of the moments lie anywhere in what the suite needs on this machine, as busy as it is now (the starts that are left
+    alone measure it), half soon after a random one of a start's checkpoints: most of the time goes into starting.
     """
-    out, moments, finished, starts, measured, longest = folder / "out", random.Random(seed), 0, 0, 0.0, 0.0
+    out, moments, finished, starts, whole = folder / "out", random.Random(seed), 0, 0, 0.0
     while kills:
-        began = time.monotonic()
         alone, fresh = starts % 11 == 0, not out.exists()
         starts += 1
-        process = workers.start(TINY, out, folder / "log", 0.0)
-        process.join(None if alone else moments.uniform(0.02, longest))
-        if alone and fresh:
-            measured = 0.6 * (time.monotonic() - began)
+        began, progress = time.monotonic(), workers.CONTEXT.Semaphore(0)
+        process = workers.start(TINY, out, folder / "log", 0.0, progress=progress)
+        if alone:
+            process.join()
+            whole = time.monotonic() - began if fresh else whole
+        elif moments.random() < 0.5:
+            process.join(moments.uniform(0.02, whole))
+        else:
+            steps = moments.randint(1, 8)
+            while steps and process.is_alive():
+                steps -= progress.acquire(timeout=0.01)
+            process.join(moments.uniform(0.0, whole / 24))
         if process.is_alive():
             os.kill(process.pid or 0, 9)
             process.join()
             kills -= 1
-            longest *= 1.03  # should the machine have become busier since it was measured
             assert len(list(out.rglob("best-*.safetensors"))) <= 4  # two a run
         else:
             assert process.exitcode == 0
             finished += 1
-            longest = measured
             assert numbers(out) == undisturbed
             shutil.rmtree(out)
     process = workers.start(TINY, out, folder / "log", 0.0)
