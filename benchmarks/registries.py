@@ -50,6 +50,10 @@ PROBLEMS = Registry(
         "digits": ("benchmarks.problems.digits:Digits", "scikit-learn's 8x8 digits, classes 0-7 (embedded)"),
         "random-images": ("benchmarks.problems.random_images:RandomImages", "random pixels and labels, for costs (embedded)"),
         "imagefolder": ("benchmarks.problems.imagefolder:ImageFolder", "any folder split/class/image (set data=FOLDER)"),
+        "imagefolder-development": (
+            "benchmarks.problems.imagefolder:DevelopmentFolder",
+            "its unused training images as test: to choose settings by",
+        ),
         "domainfolder": ("benchmarks.problems.domainfolder:DomainFolder", "any folder domain/class/image, one domain left out"),
         "cifar10": ("benchmarks.problems.cifar:Cifar10", "CIFAR-10, 50,000 photos in 10 classes (bella download)"),
         "cifar100": ("benchmarks.problems.cifar:Cifar100", "CIFAR-100, 50,000 photos in 100 classes (bella download)"),

@@ -30,7 +30,7 @@ SUITE: dict[str, Any] = {
     "methods": ["svgd", "bella-svgd"],
     "problems": [{"problem": "random-images", "settings": {"image_size": 16, "classes": 3, "train_limit": 64, "test_limit": 16}}],
     "tasks": ["classification"],
-    "settings": {"backbone": "timm:mobilenetv3_small_050?random", "particles": 2, "epochs": 3, "batch_size": 16},
+    "settings": {"backbone": "timm:test_efficientnet?random", "particles": 2, "epochs": 3, "batch_size": 16},
 }
 
 

@@ -41,6 +41,7 @@ class ImageFolder(Problem[ImageFolderOptions]):
     options = ImageFolderOptions
     backbone = "packaged:efficientnet_lite0"
     settings: ClassVar[dict[str, Any]] = {"epochs": 5, "batch_size": 32}
+    tested: ClassVar[str] = "test"
 
     def missing(self, options: ImageFolderOptions) -> str | None:
         """The folder must be named and have train and test in it."""
@@ -62,25 +63,9 @@ class ImageFolder(Problem[ImageFolderOptions]):
 
     def load(self, options: ImageFolderOptions) -> Data:
         """Read the images."""
-        splits = self._splits(options)
         names = self._class_names(options)
         root = self._root(options)
-        training = splits["train"]
-        validation = splits.get("val")
-        if validation is None:
-            share = options.validation_fraction
-            count = round(share * len(training))
-            if options.train_limit is not None:  # as many as go with that many training images
-                count = min(count, round(options.train_limit * share / (1 - share)))
-            kept = {c: i for i, (_, c) in enumerate(training)}  # one of each class stays in training, however small the class
-            pool = [i for i, (_, c) in enumerate(training) if kept[c] != i]
-            chosen = {pool[i] for i in stratified_choice([training[i][1] for i in pool], count)}
-            validation = [training[i] for i in sorted(chosen)]
-            training = [entry for i, entry in enumerate(training) if i not in chosen]
-        training = limited(training, options.train_limit)
-        if not training or not validation:
-            raise UserError(f"{root}: too few training images to hold {options.validation_fraction:.0%} out for validation")
-        test = limited(splits["test"], options.test_limit)
+        training, validation, test = self._chosen(options)
 
         def load(files: Files) -> ImageSplit:
             ids = [str(file.relative_to(root)) for file, _ in files]
@@ -95,10 +80,31 @@ class ImageFolder(Problem[ImageFolderOptions]):
             test=load(test),
             class_names=names,
             image_size=options.image_size,
-            description=f"{about}, {len(training)} training and {len(test)} test images at {options.image_size} px",
+            description=f"{about}, {len(training)} training and {len(test)} {self.tested} images at {options.image_size} px",
             further={"unseen-classes": load(limited(self._unseen(options), options.test_limit))} if options.unseen else {},
             near=("unseen-classes",) if options.unseen else (),
         )
+
+    def _chosen(self, options: ImageFolderOptions) -> tuple[Files, Files, Files]:
+        """The images that are learned from, validated on and tested on."""
+        splits = self._splits(options)
+        training = splits["train"]
+        validation = splits.get("val")
+        if validation is None:
+            share = options.validation_fraction
+            count = round(share * len(training))
+            if options.train_limit is not None:  # as many as go with that many training images
+                count = min(count, round(options.train_limit * share / (1 - share)))
+            kept = {c: i for i, (_, c) in enumerate(training)}  # one of each class stays in training, however small the class
+            pool = [i for i, (_, c) in enumerate(training) if kept[c] != i]
+            chosen = {pool[i] for i in stratified_choice([training[i][1] for i in pool], count)}
+            validation = [training[i] for i in sorted(chosen)]
+            training = [entry for i, entry in enumerate(training) if i not in chosen]
+        training = limited(training, options.train_limit)
+        if not training or not validation:
+            share = options.validation_fraction
+            raise UserError(f"{self._root(options)}: too few training images to hold {share:.0%} out for validation")
+        return training, validation, limited(splits["test"], options.test_limit)
 
     def _root(self, options: ImageFolderOptions) -> Path:
         if (problem := self.missing(options)) is not None:
@@ -133,6 +139,25 @@ class ImageFolder(Problem[ImageFolderOptions]):
         folder = _find(self._root(options), (*TEST, *VALIDATION))
         assert folder is not None
         return list_classes(folder, sorted(options.unseen), self._class_names(options))
+
+
+class DevelopmentFolder(ImageFolder):
+    """As image folders, but tested on training images that are neither learned from nor validated on.
+
+    Settings are chosen by it, so that no test image has a part in the choice.
+    """
+
+    tested = "development"
+
+    def _chosen(self, options: ImageFolderOptions) -> tuple[Files, Files, Files]:
+        training, validation, _ = super()._chosen(options)
+        used = {file for file, _ in (*training, *validation)}
+        unused = [entry for entry in self._splits(options)["train"] if entry[0] not in used]
+        if not unused:
+            raise UserError(
+                f"{self._root(options)}: all training images are learned from, none is left to test on: set train_limit"
+            )
+        return training, validation, limited(unused, options.test_limit)
 
 
 def _find(root: Path, names: tuple[str, ...]) -> Path | None:

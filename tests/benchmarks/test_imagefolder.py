@@ -13,7 +13,7 @@ from PIL import Image
 
 from bella.errors import UserError
 from benchmarks.images import decode, stratified_choice
-from benchmarks.problems.imagefolder import ImageFolder, ImageFolderOptions
+from benchmarks.problems.imagefolder import DevelopmentFolder, ImageFolder, ImageFolderOptions
 
 
 def make_tree(root: Path, train: str = "train", test: str = "test") -> Path:
@@ -79,6 +79,19 @@ def test_unseen_classes_are_kept_out_of_every_split_and_are_near_images(tmp_path
     assert "without c, b" in data.description
     with pytest.raises(UserError, match="has no class 'e'"):
         ImageFolder().load(ImageFolderOptions(data=root, image_size=8, unseen=("e",)))
+
+
+def test_development_images_are_the_unused_ones_of_training(tmp_path: Path) -> None:
+    root = make_tree(tmp_path)
+    options = ImageFolderOptions(data=root, image_size=8, train_limit=4)
+    data, usual = DevelopmentFolder().load(options), ImageFolder().load(options)
+    assert data.training.ids == usual.training.ids
+    assert data.validation.ids == usual.validation.ids
+    images = sorted(str(file.relative_to(root)) for file in root.glob("train/*/*.png"))
+    assert sorted([*data.training.ids, *data.validation.ids, *data.test.ids]) == images
+    assert "5 development images" in data.description
+    with pytest.raises(UserError, match="none is left to test on: set train_limit"):
+        DevelopmentFolder().load(ImageFolderOptions(data=root, image_size=8))
 
 
 def test_one_class_and_empty_splits_are_refused(tmp_path: Path) -> None:
