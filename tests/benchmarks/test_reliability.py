@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ def kill_and_repeat(kills: int, folder: Path, undisturbed: dict[str, Any], seed:
                 steps -= progress.acquire(timeout=0.01)
             process.join(moments.uniform(0.0, whole / 24))
         if process.is_alive():
-            os.kill(process.pid or 0, 9)
+            os.kill(process.pid or 0, signal.SIGKILL)
             process.join()
             kills -= 1
             assert len(list(out.rglob("best-*.safetensors"))) <= 4  # two a run
@@ -129,12 +130,15 @@ def test_two_processes_share_the_work(tmp_path: Path, undisturbed: dict[str, Any
 
 def test_a_process_takes_over_from_one_that_is_killed(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    first = workers.start(TINY, out, log, 0.0)
-    while not list(out.rglob(CHECKPOINT)):
-        assert first.is_alive()
+    progress = workers.CONTEXT.Semaphore(0)
+    first = workers.start(TINY, out, log, 0.0, progress=progress)
+    for _ in range(2):  # a training begins, and its first checkpoint is written
+        assert progress.acquire(timeout=120)
+    os.kill(first.pid or 0, signal.SIGSTOP)
     second = workers.start(TINY, out, log, 0.0)
     second.join(1.0)
-    os.kill(first.pid or 0, 9)
+    assert second.is_alive()
+    os.kill(first.pid or 0, signal.SIGKILL)
     second.join()
     assert second.exitcode == 0
     assert numbers(out) == undisturbed
@@ -144,7 +148,7 @@ def test_a_process_takes_over_from_one_that_is_killed(tmp_path: Path, undisturbe
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)], capture_output=True, check=False)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(folder)], capture_output=True, check=False)
     if made.returncode != 0:
         pytest.skip("no permission to mount a tmpfs")
     yield folder
@@ -176,7 +180,7 @@ def test_a_full_disk_fails_what_does_not_fit_and_harms_nothing(
 
 def test_a_limit_on_file_sizes_fails_runs_and_not_the_suite(tmp_path: Path) -> None:
     """As a quota does: no tmpfs needed."""
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))"
     process = workers.start(TINY, tmp_path / "out", tmp_path / "log", 1000.0, limit)
     process.join()
     assert process.exitcode == 1
