@@ -120,6 +120,10 @@ SUITES = Registry(
         "cifar10-128": ("benchmarks.suites:CIFAR10_128", "the four methods at 128 px, which fit the ImageNet weights better"),
         "cifar10-near": ("benchmarks.suites:CIFAR10_NEAR", "the same with two classes left out, which have to be told"),
         "cifar10-tuning": ("benchmarks.suites:CIFAR10_TUNING", "how its learning rates, epochs, layers were chosen"),
+        "cifar10-development": (
+            "benchmarks.suites:CIFAR10_DEVELOPMENT",
+            "how ensembles of low-rank particles were brought near full-rank ones, without a look at test images",
+        ),
         "cifar10-sweeps": ("benchmarks.suites:CIFAR10_SWEEPS", "its rank, particles, repulsion, targets, theta_0, data size"),
         "paper-cifar": (
             "benchmarks.suites:PAPER_CIFAR",

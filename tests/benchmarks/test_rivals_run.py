@@ -79,7 +79,7 @@ def test_on_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_suite_of_the_study_can_be_planned() -> None:
-    for name in ("cifar10", "cifar10-128", "cifar10-near", "cifar10-tuning", "cifar10-sweeps"):
+    for name in ("cifar10", "cifar10-128", "cifar10-near", "cifar10-tuning", "cifar10-development", "cifar10-sweeps"):
         runs = make_plan(load_suite(name), {}, complete=False)
         assert all(run.missing is not None and "data=FOLDER" in run.missing for run in runs)
     asked = {run.method for run in make_plan(narrow(load_suite("cifar10"), None, None, [0]), {}, complete=False)}
