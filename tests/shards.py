@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from workers import CONTEXT, use_fork_server
 
 KINDS = ("low-rank", "full-rank")
 
@@ -89,13 +89,10 @@ def _process(rank: int, size: int, meeting: str, answers: Any, arguments: tuple[
 
 def train_on(size: int, folder: Path, *arguments: Any) -> tuple[Any, Any]:
     """`train` in a group of so many processes: nested lists of the storage (or the error), and the history."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["shards", "conftest", "bella.fit", "bella.lowrank", "baselines.full_rank", "baselines.released_svgd"]
-    )
-    answers = context.SimpleQueue()
+    use_fork_server(["shards", "conftest", "bella.fit", "bella.lowrank", "baselines.full_rank", "baselines.released_svgd"])
+    answers = CONTEXT.SimpleQueue()
     meeting = folder / f"meeting-{len(list(folder.iterdir()))}"
-    started = [context.Process(target=_process, args=(r, size, str(meeting), answers, arguments)) for r in range(size)]
+    started = [CONTEXT.Process(target=_process, args=(r, size, str(meeting), answers, arguments)) for r in range(size)]
     for process in started:
         process.start()
     found = answers.get(), answers.get()

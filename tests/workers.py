@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import sys
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Semaphore
 from pathlib import Path
@@ -84,9 +85,17 @@ def run(
     os._exit(any(outcome.failure is not None for outcome in outcomes))
 
 
+def use_fork_server(preloaded: list[str]) -> None:
+    """Have processes forked from a server that has imported these; Python has one server, and keeps the first one's imports."""
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    if server._preload_modules != preloaded:
+        server._stop()
+        CONTEXT.set_forkserver_preload(preloaded)
+
+
 def start(*args: Any, **kwargs: Any) -> BaseProcess:
     """Begin `run` in a process of its own."""
-    CONTEXT.set_forkserver_preload([*PRELOADED, *TASKS])
+    use_fork_server([*PRELOADED, *TASKS])
     process = CONTEXT.Process(target=run, args=args, kwargs=kwargs)
     process.start()
     return process
