@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bella.depthwise import swap_in, swap_out
 from bella.errors import UserError
 from bella.heads import draw_head, head_shapes, linear_head, particle_seeds
 from bella.lowrank import check_examples_stay_apart
 from bella.particles import Particles, derive_seed, map_inputs
+from bella.small_images import swap_in, swap_out
 
 
 class FullRankParticles(Particles):

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from bella.small_images import few_pixels, pointwise
+
 
 class ParticleLayer(nn.Module):
     """A frozen layer with something of its own for every particle, bound before each pass.
@@ -108,8 +110,11 @@ class _PointwiseSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, stride: tuple[int, int]) -> Tensor:
         """Images (n*b, in, h, w), channels-last or copied so; A (n, r, in), B (n, out, r)."""
-        output = F.conv2d(x, weight, bias, stride).contiguous(memory_format=torch.channels_last)
-        reduced = torch.bmm(pixel_rows(x[:, :, :: stride[0], :: stride[1]], len(A)), A.mT)
+        picked = x[:, :, :: stride[0], :: stride[1]]
+        # A clone, for autograd refuses to have a view that comes from here changed in place.
+        output = pointwise(picked, weight, bias).clone() if few_pixels(picked) else F.conv2d(x, weight, bias, stride)
+        output = output.contiguous(memory_format=torch.channels_last)
+        reduced = torch.bmm(pixel_rows(picked, len(A)), A.mT)
         pixel_rows(output, len(A)).baddbmm_(reduced, B.mT)
         ctx.save_for_backward(x, weight, A, B, reduced)
         ctx.stride = stride
@@ -125,9 +130,12 @@ class _PointwiseSum(torch.autograd.Function):
         narrow = torch.bmm(rows, B.mT.contiguous().mT)  # MKL takes four times as long for B as it lies
         for_x = for_a = for_b = None
         if ctx.needs_input_grad[0]:
-            arguments = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, False, False])
-            picked = x[:, :, :: ctx.stride[0], :: ctx.stride[1]]
-            at_picked = torch.ops.aten.convolution_backward(gradient, picked, weight, None, *arguments)[0]
+            if few_pixels(gradient):
+                at_picked = pointwise(gradient, weight.transpose(0, 1))
+            else:
+                arguments = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, False, False])
+                picked = x[:, :, :: ctx.stride[0], :: ctx.stride[1]]
+                at_picked = torch.ops.aten.convolution_backward(gradient, picked, weight, None, *arguments)[0]
             at_picked = at_picked.contiguous(memory_format=torch.channels_last)
             pixel_rows(at_picked, len(A)).baddbmm_(narrow, A)
             for_x = at_picked

@@ -314,16 +314,16 @@ def print_scaling(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder: out/SUITE/runs/PROBLEM/METHOD/SEED.", metavar="RUN")],
-    out: Annotated[Path, typer.Option(help="Gets a folder a particle.")],
-    to: Annotated[str, typer.Option(help="The format: peft.")] = "peft",
+    out: Annotated[Path, typer.Option(help="Gets a folder or a file a particle.")],
+    to: Annotated[str, typer.Option(help="The format: peft or checkpoint.")] = "peft",
 ) -> None:
-    """Write a run's particles as PEFT adapters, which PeftModel.from_pretrained loads."""
-    from benchmarks.export import export_to_peft
+    """Write a run's particles: as PEFT adapters, or as whole networks that a backbone's ?checkpoint=FILE takes."""
+    from benchmarks.export import FORMATS
 
-    if to != "peft":
-        raise UserError(f"--to {to}: {suggest(to, ['peft'])}")
-    for folder in export_to_peft(run, out):
-        print(folder)
+    if to not in FORMATS:
+        raise UserError(f"--to {to}: {suggest(to, FORMATS)}")
+    for written in FORMATS[to](run, out):
+        print(written)
 
 
 @app.command()

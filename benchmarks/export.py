@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bella.checkpoint import load_tensors
+from torch import nn
+
+from bella.checkpoint import load_particles, load_tensors, save_tensors
 from bella.errors import UserError
 from bella.lowrank import LowRankParticles, change_scale
+from bella.particles import Particles
 from bella.peft_adapters import load_peft_adapters, write_peft_adapter
-from benchmarks.backbones import Backbone, architecture
+from benchmarks.backbones import Backbone, architecture, build_classifier, parse
 from benchmarks.posterior import PARTICLES
-from benchmarks.records import FILE, read_record
+from benchmarks.records import FILE, Record, read_record
 from benchmarks.registries import METHODS
 
 HEAD = "head"
@@ -60,6 +63,70 @@ def export_to_peft(run: Path, out: Path) -> list[Path]:
         write_peft_adapter(folder, plain, factors, head, record.run.backbone.partition("?")[0])
         folders.append(folder)
     return folders
+
+
+def export_to_checkpoint(run: Path, out: Path) -> list[Path]:
+    """Write every particle of a run as a whole network, theta_0 included, under the names of the backbone's own library.
+
+    Each file is a theta_0 for other runs, `NAME?checkpoint=FILE`. A trained head goes along where the library has a name for it.
+
+    Args:
+        run: the run's folder, with record.json and particles.safetensors.
+        out: gets a file a particle.
+
+    Returns:
+        the files.
+
+    Raises:
+        UserError: there is no such run, its theta_0 is another one by now, or it is no single backbone.
+    """
+    record = read_record(run / FILE)
+    scheme, reference = parse(record.run.backbone)
+    if reference.scheme == "pair":
+        raise UserError(f"{run}: {record.run.backbone} is two networks, and a checkpoint holds one")
+    if (now := scheme.weights(reference).checksum) != record.run.config["weights"]:
+        raise UserError(f"{run}: was trained on weights {record.run.config['weights']}; {record.run.backbone} now has {now}")
+    particles = _stored_particles(record, run / PARTICLES)
+    backbone = architecture(record.run.backbone)
+    files = []
+    for index in range(particles.num_particles):
+        merged = particles.merge(index)
+        tensors = dict(merged.get_submodule(plain_prefix(backbone).removesuffix(".")).state_dict())
+        if isinstance(merged.head, nn.Linear) and backbone.classifier is not None:
+            tensors |= {f"{backbone.classifier}.{name}": tensor for name, tensor in merged.head.state_dict().items()}
+        files.append(out / f"particle{index}.safetensors")
+        save_tensors(tensors, files[-1])
+    return files
+
+
+def _stored_particles(record: Record, file: Path) -> Particles:
+    """A run's particles on its theta_0, without its data."""
+    config = record.run.config
+    trained = config["head"] == "trained"
+    classes = load_tensors(file)[f"{HEAD}.bias"].shape[-1] if trained else 1
+    model = build_classifier(
+        record.run.backbone,
+        class_names=[str(index) for index in range(classes)],
+        image_size=config["data"].get("image_size"),
+        head="trained",
+        templates=[],
+    )
+    if not trained:
+        model.head = nn.Identity()  # a frozen head is no part of any particle
+    particles: Particles = METHODS.resolve(record.run.method).particles(
+        model,
+        config["particles"],
+        head=HEAD if trained else None,
+        seeds=range(config["particles"]),
+        chunk_size=1,
+        **config["parameterisation"],
+    )
+    load_particles(particles, file)
+    return particles
+
+
+FORMATS: Mapping[str, Callable[[Path, Path], list[Path]]] = {"peft": export_to_peft, "checkpoint": export_to_checkpoint}
+"""How particles are written, by the name that `--to` takes."""
 
 
 def load_from_peft(particles: LowRankParticles, backbone: Backbone, folders: Sequence[Path]) -> None:

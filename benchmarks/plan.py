@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import itertools
@@ -137,7 +138,9 @@ def make_plan(suite: Suite, overrides: Mapping[str, Any] | None = None, *, compl
             raise UserError(f"suite {suite.name}: two methods are called {label!r}: give one of them another label")
 
     everything = set().union(*(_known(m, p) for m, p in itertools.product(methods.values(), problems.values())))
-    named.check_known(suite.settings, everything, f"suite {suite.name}")
+    idle = set(suite.settings) - everything
+    idle &= _known_anywhere() if idle else set()  # of methods or problems that --methods or --problems leaves out
+    named.check_known({k: v for k, v in suite.settings.items() if k not in idle}, everything, f"suite {suite.name}")
     named.check_known(overrides, everything, "--set")
     for entry in suite.methods:
         known = set().union(*(_known(methods[entry.method], p) for p in problems.values()))
@@ -207,6 +210,20 @@ def _known(method: Method, problem: Problem[Any]) -> set[str]:
     """Every setting that a method on a problem takes."""
     parts = (named.HARNESS, named.RECIPE, method.particle_options(), method.inference_options(), problem.options.model_fields)
     return {name for part in parts for name in part}
+
+
+def _known_anywhere() -> set[str]:
+    """Every setting that some registered method takes on some problem."""
+    return set().union(*(_known(method, problem) for method, problem in itertools.product(_usable(METHODS), _usable(PROBLEMS))))
+
+
+def _usable(registry: Registry) -> list[Any]:
+    """What can be imported of everything registered."""
+    found = []
+    for name in registry.names():
+        with contextlib.suppress(BrokenEntry):
+            found.append(registry.resolve(name))
+    return found
 
 
 def _plan_task(entry: TaskEntry, suite: Suite) -> TaskPlan:

@@ -1,4 +1,4 @@
-"""Particles to PEFT and back: the same logits on timm's, open_clip's and transformers' own models; the rest refused by name."""
+"""Particles to PEFT and back, and as whole networks: the same logits on the libraries' own models; the rest refused by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import miniatures
 import pytest
+import timm
 import torch
+from helpers import bella
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -21,8 +23,10 @@ from bella.particles import map_inputs
 from bella.peft_adapters import load_peft_adapters, read_peft_adapter, write_peft_adapter
 from benchmarks.backbones import ImageClassifier, build_classifier, parse
 from benchmarks.cli import app
-from benchmarks.export import export_to_peft, load_from_peft
+from benchmarks.export import export_to_checkpoint, export_to_peft, load_from_peft
+from benchmarks.posterior import read_predictions
 from benchmarks.records import FILE
+from benchmarks.registries import PROBLEMS
 
 SIZES = {"timm:vit_tiny_patch16_224?random": 224, "open_clip:ViT-B-32?random": 224}
 SETTINGS = {"timm": ["fc1", "qkv"], "open_clip": ["c_fc", "c_proj"], "transformers": ["gate_proj", "down_proj"]}
@@ -234,3 +238,51 @@ def test_adapters_that_do_not_fit_are_refused_and_change_nothing(tmp_path: Path)
         read_peft_adapter(tmp_path / "f")
     assert torch.equal(particles.storage[0], before)
     assert load_tensors(folder / "adapter_model.safetensors")
+
+
+SUITE = """
+methods: [ensemble, bella-svgd]
+problems: [{problem: digits, settings: {backbone: "timm:test_efficientnet?random", train_limit: 64}}]
+tasks: [classification]
+settings: {particles: 2, epochs: 1}
+"""
+
+
+def test_whole_networks_are_timms_own_and_a_theta_0_for_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(SUITE)
+    assert bella(monkeypatch, "run", suite, "--device", "cpu", "--out", tmp_path / "out") == 0
+    digits = PROBLEMS.resolve("digits")()
+    test = digits.load(digits.options(train_limit=64)).test
+    images = test.inputs(torch.arange(len(test)), torch.device("cpu"))
+    for method in ("ensemble", "bella-svgd"):
+        (run,) = (tmp_path / "out" / "runs" / "digits" / method).iterdir()
+        assert bella(monkeypatch, "export", run, "--to", "checkpoint", "--out", tmp_path / method) == 0
+        stored = read_predictions(run / "logits" / "test.safetensors").logits
+        files = sorted((tmp_path / method).iterdir())
+        assert [file.name for file in files] == ["particle0.safetensors", "particle1.safetensors"]
+        for i, file in enumerate(files):
+            plain: Any = timm.create_model("test_efficientnet", num_classes=stored.shape[-1])
+            plain.load_state_dict(load_tensors(file))  # strict: every name is timm's
+            theta_0 = classifier(f"timm:test_efficientnet?checkpoint={file}", "trained", 32)
+            with torch.no_grad():
+                logits = plain.eval()(theta_0.normalise(images))
+                features = plain.forward_head(plain.forward_features(theta_0.normalise(images)), pre_logits=True)
+                assert logits.sub(stored[i]).abs().max() < 1e-4 * stored.abs().max()
+                assert theta_0.backbone(theta_0.normalise(images)).sub(features).abs().max() < 1e-5 * features.abs().max()
+
+
+def test_whole_networks_of_another_theta_0_are_refused(tmp_path: Path) -> None:
+    model = classifier("timm:test_efficientnet?random", "trained", 32)
+    particles = LowRankParticles(model, 1, targets=["conv_pw"], rank=1, head="head")
+    run = stored_run(tmp_path, "timm:test_efficientnet?random", particles, {"targets": ["conv_pw"], "rank": 1})
+    record = json.loads((run / FILE).read_text())
+    record["run"]["config"] |= {"weights": "another"}
+    (run / FILE).write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"was trained on weights another; timm:test_efficientnet\?random now has random"):
+        export_to_checkpoint(run, tmp_path / "out")
+    record["run"]["backbone"] = "image=timm:test_efficientnet?random+question=packaged:minilm_l6"
+    (run / FILE).write_text(json.dumps(record))
+    with pytest.raises(UserError, match="is two networks"):
+        export_to_checkpoint(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,8 +1,8 @@
-"""Depthwise convolutions whose weights train, on images no larger than their kernel (3x3 ones: smaller).
+"""Convolutions on images of a few pixels, such as the last ones of a network on images of 32 or 64 px, on a CPU.
 
-On a CPU without AVX-512 oneDNN takes many times as long for the gradient of such a kernel as for the convolution itself, which
-comes to a large share of a training step of a full-rank EfficientNet on images of 64 px. Summed tap by tap over the pixels
-that meet, it is a few products.
+oneDNN is made for larger ones. On one pixel it takes about three times as long for a 1x1 convolution as the matrix product that
+this is. And without AVX-512 it takes many times as long for the gradient of a depthwise kernel as for the convolution itself, where
+the image is no larger than the kernel (3x3 ones: smaller); summed tap by tap over the pixels that meet, it is a few products.
 """
 
 from __future__ import annotations
@@ -13,6 +13,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+FEW = 4
+"""Pixels up to which a 1x1 convolution is faster as a product of matrices."""
+
+
+def few_pixels(x: Tensor) -> bool:
+    """Whether images (b, channels, h, w) are so small that a 1x1 convolution of them should be `pointwise`."""
+    return not x.is_cuda and x.shape[2] * x.shape[3] <= FEW
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution with a kernel (out, channels, 1, 1): images (b, channels, h, w) to (b, out, h, w), channels-last."""
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
+class SmallPointwiseConv2d(nn.Conv2d):
+    """A 1x1 `nn.Conv2d` that is a product of matrices where that pays; the same numbers but for rounding."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(b, channels, h, w) to (b, out, h', w')."""
+        picked = input[..., :: self.stride[0], :: self.stride[1]]
+        if input.dim() < 4 or not few_pixels(picked):
+            return super().forward(input)
+        return pointwise(picked, self.weight, self.bias)
 
 
 class SmallDepthwiseConv2d(nn.Conv2d):
@@ -28,23 +52,25 @@ class SmallDepthwiseConv2d(nn.Conv2d):
 
 
 def swap_in(model: nn.Module) -> None:
-    """Have the depthwise convolutions of a model that this is for use it."""
+    """Have the convolutions of a model that these are for use them."""
     for module in model.modules():
-        if type(module) is nn.Conv2d and _fits(module):
-            module.__class__ = SmallDepthwiseConv2d
+        if type(module) is nn.Conv2d and (small := _small_kind(module)) is not None:
+            module.__class__ = small
 
 
 def swap_out(model: nn.Module) -> None:
     """Give a model its plain convolutions back."""
     for module in model.modules():
-        if isinstance(module, SmallDepthwiseConv2d):
+        if isinstance(module, SmallPointwiseConv2d | SmallDepthwiseConv2d):
             module.__class__ = nn.Conv2d  # type: ignore[assignment]
 
 
-def _fits(layer: nn.Conv2d) -> bool:
+def _small_kind(layer: nn.Conv2d) -> type[nn.Conv2d] | None:
+    if layer.kernel_size == (1, 1) and layer.groups == 1 and layer.padding in ((0, 0), "valid", "same"):
+        return SmallPointwiseConv2d
     depthwise = layer.groups == layer.in_channels == layer.out_channels
     plain = layer.dilation == (1, 1) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return depthwise and plain and min(layer.kernel_size) >= 3
+    return SmallDepthwiseConv2d if depthwise and plain and min(layer.kernel_size) >= 3 else None
 
 
 class _TapByTap(torch.autograd.Function):
