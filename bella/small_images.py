@@ -7,6 +7,7 @@ the image is no larger than the kernel (3x3 ones: smaller); summed tap by tap ov
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -94,24 +95,27 @@ class _TapByTap(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             pixels, pushed = x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
             for_weight = torch.zeros_like(weight)
-            for dy in range(weight.shape[2]):
-                for dx in range(weight.shape[3]):
-                    (into_y, from_y), (into_x, from_x) = (
-                        _meeting(pixels.shape[1 + axis], pushed.shape[1 + axis], tap, ctx.stride[axis], ctx.padding[axis])
-                        for axis, tap in enumerate((dy, dx))
-                    )
-                    met = pixels[:, from_y, from_x] * pushed[:, into_y, into_x]
+            meeting = [
+                [
+                    _meeting(pixels.shape[1 + axis], pushed.shape[1 + axis], tap, ctx.stride[axis], ctx.padding[axis])
+                    for tap in range(taps)
+                ]
+                for axis, taps in enumerate(weight.shape[2:])
+            ]
+            for (dy, rows), (dx, columns) in itertools.product(*(enumerate(axis) for axis in meeting)):
+                if rows is not None and columns is not None:
+                    met = pixels[:, rows[1], columns[1]] * pushed[:, rows[0], columns[0]]
                     for_weight[:, 0, dy, dx] = met.sum((0, 1, 2))
         if ctx.biased and ctx.needs_input_grad[2]:
             for_bias = gradient.sum((0, 2, 3))
         return for_x, for_weight, for_bias, None, None
 
 
-def _meeting(inputs: int, outputs: int, tap: int, stride: int, padding: int) -> tuple[slice, slice]:
-    """Along one axis: the outputs to which a tap of the kernel brings a pixel, and these pixels."""
+def _meeting(inputs: int, outputs: int, tap: int, stride: int, padding: int) -> tuple[slice, slice] | None:
+    """Along one axis: the outputs to which a tap of the kernel brings a pixel, and these pixels; None: it meets none."""
     first = max(0, -((tap - padding) // stride))
     last = min(outputs - 1, (inputs - 1 + padding - tap) // stride)
     if last < first:
-        return slice(0, 0), slice(0, 0)
+        return None
     start = first * stride + tap - padding
     return slice(first, last + 1), slice(start, start + (last - first) * stride + 1, stride)
