@@ -29,6 +29,19 @@ def test_a_raised_revision_changes_the_hash(monkeypatch: pytest.MonkeyPatch) -> 
     assert plan()[0].hash != before
 
 
+def test_settings_of_methods_that_are_left_out_are_no_errors() -> None:
+    settings = {"backbone": "timm:resnet18?random", "rank": 2, "repulsion": 0.5}
+    suite = Suite.model_validate(
+        {"name": "mine", "methods": ["single", "bella-svgd"], "problems": ["digits"], "tasks": ["classification"], "settings": settings}
+    )
+    alone = narrow(suite, methods=["single"], tasks=None, seeds=None)
+    assert make_plan(alone) == make_plan(suite)[:1]
+    with pytest.raises(UserError, match="suite mine: unknown setting 'rnk'"):
+        make_plan(alone.model_copy(update={"settings": {**settings, "rnk": 2}}))
+    with pytest.raises(UserError, match="--set: unknown setting 'rank'"):  # said here and now, it is a mistake
+        make_plan(alone, {"rank": 3})
+
+
 def test_tasks_are_hashed_apart_from_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.tasks.classification import Classification
 
