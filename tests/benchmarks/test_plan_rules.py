@@ -31,9 +31,8 @@ def test_a_raised_revision_changes_the_hash(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_settings_of_methods_that_are_left_out_are_no_errors() -> None:
     settings = {"backbone": "timm:resnet18?random", "rank": 2, "repulsion": 0.5}
-    suite = Suite.model_validate(
-        {"name": "mine", "methods": ["single", "bella-svgd"], "problems": ["digits"], "tasks": ["classification"], "settings": settings}
-    )
+    whole = {"methods": ["single", "bella-svgd"], "problems": ["digits"], "tasks": ["classification"], "settings": settings}
+    suite = Suite.model_validate({"name": "mine", **whole})
     alone = narrow(suite, methods=["single"], tasks=None, seeds=None)
     assert make_plan(alone) == make_plan(suite)[:1]
     with pytest.raises(UserError, match="suite mine: unknown setting 'rnk'"):
