@@ -9,8 +9,9 @@ from torch import nn
 
 from bella.checkpoint import load_particles, load_tensors, save_tensors
 from bella.errors import UserError
+from bella.heads import particle_seeds
 from bella.lowrank import LowRankParticles, change_scale
-from bella.particles import Particles
+from bella.particles import Particles, derive_seed
 from bella.peft_adapters import load_peft_adapters, write_peft_adapter
 from benchmarks.backbones import Backbone, architecture, build_classifier, parse
 from benchmarks.posterior import PARTICLES
@@ -117,7 +118,7 @@ def _stored_particles(record: Record, file: Path) -> Particles:
         model,
         config["particles"],
         head=HEAD if trained else None,
-        seeds=range(config["particles"]),
+        seeds=particle_seeds(derive_seed("particles", record.run.seed), config["particles"]),  # draws follow from them
         chunk_size=1,
         **config["parameterisation"],
     )

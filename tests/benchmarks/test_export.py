@@ -241,7 +241,7 @@ def test_adapters_that_do_not_fit_are_refused_and_change_nothing(tmp_path: Path)
 
 
 SUITE = """
-methods: [ensemble, bella-svgd]
+methods: [ensemble, bella-svgd, mc-dropout, bella-variational, batch-ensemble]
 problems: [{problem: digits, settings: {backbone: "timm:test_efficientnet?random", train_limit: 64}}]
 tasks: [classification]
 settings: {particles: 2, epochs: 1}
@@ -255,8 +255,8 @@ def test_whole_networks_are_timms_own_and_a_theta_0_for_other_runs(tmp_path: Pat
     digits = PROBLEMS.resolve("digits")()
     test = digits.load(digits.options(train_limit=64)).test
     images = test.inputs(torch.arange(len(test)), torch.device("cpu"))
-    for method in ("ensemble", "bella-svgd"):
-        (run,) = (tmp_path / "out" / "runs" / "digits" / method).iterdir()
+    for (run,) in ([*folder.iterdir()] for folder in (tmp_path / "out" / "runs" / "digits").iterdir()):
+        method = run.parent.name
         assert bella(monkeypatch, "export", run, "--to", "checkpoint", "--out", tmp_path / method) == 0
         stored = read_predictions(run / "logits" / "test.safetensors").logits
         files = sorted((tmp_path / method).iterdir())
