@@ -30,8 +30,8 @@ def compare(first: Sequence[StoredRun], second: Sequence[StoredRun], known: Repl
     """first - second, of accuracy, NLL (nats), ECE, and the AUROC of telling near and far out-of-distribution images from the test
     split by entropy, mean over the sets of a group.
 
-    Over the seeds that both have; within a replicate all of them see the same images, for the test split is one. Nothing where
-    there is no such seed, or no predictions are stored.
+    Over the seeds of which both have stored predictions; within a replicate all of them see the same images, for the test split is
+    one. Nothing where there is no such seed.
     """
     known = {} if known is None else known
     for run in (*first, *second):
@@ -40,14 +40,14 @@ def compare(first: Sequence[StoredRun], second: Sequence[StoredRun], known: Repl
             known[run.folder] = _metrics(own) if own else {}
     ours, theirs = ({run.record.run.seed: run for run in side} for side in (first, second))
     pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
-    drawn = np.vstack([np.ones(len(pairs)), _counts("seeds", len(pairs))]) if pairs else np.ones((1, 0))
     found = {}
     for metric in METRICS:
-        both = [[known[run.folder].get(metric) for run in pair] for pair in pairs]
-        if not both or any(own is None for pair in both for own in pair):
+        both = [[known[run.folder][metric] for run in pair] for pair in pairs if all(metric in known[run.folder] for run in pair)]
+        if not both:
             continue
-        differences = np.stack([pair[0] - pair[1] for pair in both], axis=1)  # type: ignore[operator]
-        mean = (differences * drawn).sum(1) / len(pairs)
+        drawn = np.vstack([np.ones(len(both)), _counts("seeds", len(both))])
+        differences = np.stack([left - right for left, right in both], axis=1)
+        mean = (differences * drawn).sum(1) / len(both)
         low, high = np.quantile(mean[1:], (0.025, 0.975))
         found[metric] = (float(mean[0]), float(low), float(high))
     return found

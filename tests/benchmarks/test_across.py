@@ -19,6 +19,7 @@ from benchmarks.across import compare_rows
 from benchmarks.comparison import compare, weighted_auroc
 from benchmarks.equivalent import ensemble_curve, equivalent
 from benchmarks.examples import FILE, examples_of
+from benchmarks.examples import FILE as EXAMPLES
 from benchmarks.publish import publish
 from benchmarks.records import TaskResult, write_record
 from benchmarks.stored import StoredRun, entropy, find_runs, softmax
@@ -73,6 +74,14 @@ def test_the_difference_is_that_of_the_metrics_and_its_interval_that_of_a_bootst
     assert found["accuracy"][1] > 0 > found["nll"][2]
     assert compare(second, first)["nll"][0] == -found["nll"][0]
     assert compare(first, []) == {}
+
+
+def test_a_run_that_is_not_evaluated_yet_takes_no_part(folder: Path) -> None:
+    first, second = runs_of(folder, "ensemble"), runs_of(folder, "worse")
+    expected = compare(first[:-1], second)
+    (first[-1].folder / "logits" / "test.safetensors").unlink()
+    (first[-1].folder / EXAMPLES).unlink(missing_ok=True)
+    assert compare(runs_of(folder, "ensemble"), second) == expected
 
 
 def test_out_of_distribution_sets_count_by_group(folder: Path) -> None:
