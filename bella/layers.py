@@ -127,6 +127,7 @@ class _PointwiseSum(torch.autograd.Function):
         x, weight, A, B, reduced = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         rows = pixel_rows(gradient, len(A))
+        picked = x[:, :, :: ctx.stride[0], :: ctx.stride[1]]
         narrow = torch.bmm(rows, B.mT.contiguous().mT)  # MKL takes four times as long for B as it lies
         for_x = for_a = for_b = None
         if ctx.needs_input_grad[0]:
@@ -134,7 +135,6 @@ class _PointwiseSum(torch.autograd.Function):
                 at_picked = pointwise(gradient, weight.transpose(0, 1))
             else:
                 arguments = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, False, False])
-                picked = x[:, :, :: ctx.stride[0], :: ctx.stride[1]]
                 at_picked = torch.ops.aten.convolution_backward(gradient, picked, weight, None, *arguments)[0]
             at_picked = at_picked.contiguous(memory_format=torch.channels_last)
             pixel_rows(at_picked, len(A)).baddbmm_(narrow, A)
@@ -143,7 +143,7 @@ class _PointwiseSum(torch.autograd.Function):
                 for_x = torch.zeros_like(x)
                 for_x[:, :, :: ctx.stride[0], :: ctx.stride[1]] = at_picked
         if ctx.needs_input_grad[3]:
-            for_a = torch.bmm(narrow.mT, pixel_rows(x[:, :, :: ctx.stride[0], :: ctx.stride[1]], len(A)))
+            for_a = torch.bmm(narrow.mT, pixel_rows(picked, len(A)))
         if ctx.needs_input_grad[4]:
             for_b = torch.bmm(reduced.mT, rows).mT
         return for_x, None, None, for_a, for_b, None

@@ -31,6 +31,7 @@ from bella.layers import (
 )
 from bella.norms import fold_norms, unfold_norms
 from bella.particles import Inputs, Particles, derive_seed, map_inputs
+from bella.small_images import is_pointwise
 
 
 @dataclass(frozen=True)
@@ -311,7 +312,7 @@ def _low_rank_layer(base: nn.Module) -> LowRankLayer:
     if isinstance(base, nn.Conv2d):
         if base.groups > 1:
             return LowRankGroupedConv2d(base)
-        if base.kernel_size == (1, 1) and base.padding in ((0, 0), "valid", "same"):
+        if is_pointwise(base):
             return LowRankPointwiseConv2d(base)
         return LowRankConv2d(base)
     assert isinstance(base, nn.Linear)

@@ -19,6 +19,11 @@ FEW = 4
 """Pixels up to which a 1x1 convolution is faster as a product of matrices."""
 
 
+def is_pointwise(layer: nn.Conv2d) -> bool:
+    """Whether a convolution is a linear map of every pixel's channels."""
+    return layer.kernel_size == (1, 1) and layer.groups == 1 and layer.padding in ((0, 0), "valid", "same")
+
+
 def few_pixels(x: Tensor) -> bool:
     """Whether images (b, channels, h, w) are so small that a 1x1 convolution of them should be `pointwise`."""
     return not x.is_cuda and x.shape[2] * x.shape[3] <= FEW
@@ -67,7 +72,7 @@ def swap_out(model: nn.Module) -> None:
 
 
 def _small_kind(layer: nn.Conv2d) -> type[nn.Conv2d] | None:
-    if layer.kernel_size == (1, 1) and layer.groups == 1 and layer.padding in ((0, 0), "valid", "same"):
+    if is_pointwise(layer):
         return SmallPointwiseConv2d
     depthwise = layer.groups == layer.in_channels == layer.out_channels
     plain = layer.dilation == (1, 1) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)

@@ -54,7 +54,7 @@ def list_names(
 @app.command()
 def run(
     suite: Annotated[str, typer.Argument(help="A suite's name (`bella list suites`), or a YAML file.")],
-    methods: Annotated[str | None, typer.Option(help="Only these methods: a,b.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Only these: labels of rows, or methods with all their rows: a,b.")] = None,
     problems: Annotated[str | None, typer.Option(help="Only these problems: a,b.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Only these tasks: a,b.")] = None,
     seeds: Annotated[str | None, typer.Option(help="These seeds: 0,1,2.")] = None,

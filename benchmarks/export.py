@@ -9,12 +9,11 @@ from torch import nn
 
 from bella.checkpoint import load_particles, load_tensors, save_tensors
 from bella.errors import UserError
-from bella.heads import particle_seeds
 from bella.lowrank import LowRankParticles, change_scale
-from bella.particles import Particles, derive_seed
+from bella.particles import Particles, Shard
 from bella.peft_adapters import load_peft_adapters, write_peft_adapter
 from benchmarks.backbones import Backbone, architecture, build_classifier, parse
-from benchmarks.posterior import PARTICLES
+from benchmarks.posterior import PARTICLES, make_particles
 from benchmarks.records import FILE, Record, read_record
 from benchmarks.registries import METHODS
 
@@ -114,13 +113,14 @@ def _stored_particles(record: Record, file: Path) -> Particles:
     )
     if not trained:
         model.head = nn.Identity()  # a frozen head is no part of any particle
-    particles: Particles = METHODS.resolve(record.run.method).particles(
+    particles = make_particles(
         model,
-        config["particles"],
+        record.run.method,
+        record.run.seed,
+        Shard.whole(config["particles"]),
         head=HEAD if trained else None,
-        seeds=particle_seeds(derive_seed("particles", record.run.seed), config["particles"]),  # draws follow from them
         chunk_size=1,
-        **config["parameterisation"],
+        options=config["parameterisation"],
     )
     load_particles(particles, file)
     return particles

@@ -5,11 +5,12 @@ record.json  particles.safetensors  distances.safetensors  logits/SPLIT.safetens
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bella.checkpoint import load_particles, load_tensors, save_particles, save_tensors
 from bella.costs import count_parameters
@@ -32,6 +33,25 @@ PARTICLES = "particles.safetensors"
 DISTANCES = "distances.safetensors"
 HALF_PRECISION_ABOVE = 10**7
 """Stored logits of more numbers than this are float16."""
+
+
+def make_particles(
+    model: nn.Module,
+    method: str,
+    seed: int,
+    shard: Shard,
+    *,
+    head: str | None,
+    chunk_size: int | None,
+    options: Mapping[str, Any],
+) -> Particles:
+    """A method's particles on a model as they are before training. Those that are drawn are drawn by the run's seed."""
+    seeds = particle_seeds(derive_seed("particles", seed), shard.total)[shard.rows]
+    particles: Particles = METHODS.resolve(method).particles(
+        model, len(seeds), head=head, seeds=seeds, chunk_size=chunk_size, **options
+    )
+    particles.shard = shard
+    return particles
 
 
 class StoredPosterior:
@@ -76,17 +96,15 @@ class StoredPosterior:
         )
         tokenize_questions(data, model.tokenize, run.backbone)
         self.base_parameters, self.base_bytes = count_parameters(model)
-        shard = shard or Shard.whole(run.particles)
-        seeds = particle_seeds(derive_seed("particles", run.seed), shard.total)[shard.rows]
-        self._particles = METHODS.resolve(run.method).particles(
+        self._particles = make_particles(
             model.to(self.device),
-            len(seeds),
+            run.method,
+            run.seed,
+            shard or Shard.whole(run.particles),
             head="head" if run.head == "trained" else None,
-            seeds=seeds,
             chunk_size=self.chunk_size,
-            **run.particle_options,
+            options=run.particle_options,
         )
-        self._particles.shard = shard
         return self._particles
 
     def particles(self) -> Particles:

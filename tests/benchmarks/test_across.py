@@ -19,7 +19,6 @@ from benchmarks.across import compare_rows
 from benchmarks.comparison import compare, weighted_auroc
 from benchmarks.equivalent import ensemble_curve, equivalent
 from benchmarks.examples import FILE, examples_of
-from benchmarks.examples import FILE as EXAMPLES
 from benchmarks.publish import publish
 from benchmarks.records import TaskResult, write_record
 from benchmarks.stored import StoredRun, entropy, find_runs, softmax
@@ -80,7 +79,7 @@ def test_a_run_that_is_not_evaluated_yet_takes_no_part(folder: Path) -> None:
     first, second = runs_of(folder, "ensemble"), runs_of(folder, "worse")
     expected = compare(first[:-1], second)
     (first[-1].folder / "logits" / "test.safetensors").unlink()
-    (first[-1].folder / EXAMPLES).unlink(missing_ok=True)
+    (first[-1].folder / FILE).unlink(missing_ok=True)
     assert compare(runs_of(folder, "ensemble"), second) == expected
 
 
