@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from baselines.full_rank import FullRankParticles
 from bella.errors import UserError
+from bella.heads import draw_head
 from bella.particles import derive_seed
 
 
@@ -73,11 +74,8 @@ class BatchEnsembleParticles(FullRankParticles):
                     factor = leaves[f"{name}.{part}"][0, member]
                     factor.copy_(1 + self._factor_std * torch.randn(factor.shape, generator=generator))
             if self.head is not None:
-                bound = leaves[f"{self.head}.weight"].shape[-1] ** -0.5
-                for part in ("weight", "bias"):
-                    if (tensor := leaves.get(f"{self.head}.{part}")) is not None:
-                        own_head = tensor[0, member]
-                        own_head.copy_(torch.empty(own_head.shape).uniform_(-bound, bound, generator=generator))
+                heads = {name: leaf for name, leaf in leaves.items() if name.startswith(f"{self.head}.")}
+                draw_head({name: stacked[:, member] for name, stacked in heads.items()}, self.head, generator)
 
     def prior_mean(self, name: str) -> Tensor | None:
         """theta_0 for the shared weights, one for the factors; zero for heads."""

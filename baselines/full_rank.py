@@ -73,12 +73,16 @@ class FullRankParticles(Particles):
     def _initialise(self, index: int, seed: int, initial_std: float) -> None:
         generator = torch.Generator().manual_seed(derive_seed(seed, "particle"))
         particle = self.leaves(slice(index, index + 1))
+        self._draw_network(particle, initial_std, generator)
+        if self.head is not None:
+            draw_head(particle, self.head, generator)
+
+    def _draw_network(self, particle: dict[str, Tensor], initial_std: float, generator: torch.Generator) -> None:
+        """Start what is not a head near theta_0."""
         for name, theta_0 in self._theta_0.items():
             spread = initial_std * theta_0.square().mean().sqrt()
             noise = torch.randn(theta_0.shape, generator=generator).to(theta_0)
             particle[name][0].copy_(theta_0 + spread * noise)
-        if self.head is not None:
-            draw_head(particle, self.head, generator)
 
     def prior_mean(self, name: str) -> Tensor | None:
         """theta_0 for what theta_0 has; zero for heads."""

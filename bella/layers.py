@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
@@ -91,7 +92,8 @@ class LowRankPointwiseConv2d(LowRankLayer):
         self.calls += 1
         base = self.base
         assert isinstance(base, nn.Conv2d)
-        if x.shape[0] % self.A.shape[0] == 0 and type(base).forward is nn.Conv2d.forward:
+        differentiated_forward = unpack_dual(self.A).tangent is not None
+        if x.shape[0] % self.A.shape[0] == 0 and type(base).forward is nn.Conv2d.forward and not differentiated_forward:
             kind = "cuda" if x.is_cuda else "cpu"  # shapes alone ("meta") have no precision
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
             tensors = (t if t is None else t.to(dtype) for t in (x, base.weight, base.bias, self.A, self.B))

@@ -214,14 +214,38 @@ def describe_source(records: Sequence[Record]) -> str:
         return "; ".join(dict.fromkeys(str(value) for value in values))
 
     seeds = sorted({record.run.seed for record in records})
-    counts = sorted({record.run.config["particles"] for record in records if record.run.config["particles"] > 1})
     spread = "mean ± standard deviation over seeds" if len(seeds) > 1 else "seed"
-    particles = f"n = {', '.join(map(str, counts))} particles (1 for single networks)" if counts else "one particle"
     return (
         f"Data: {several([r.run.data for r in records])}. theta_0: {several([r.run.backbone for r in records])}, "
-        f"{several([r.run.weights for r in records])}. {particles}; {spread} {', '.join(map(str, seeds))}; "
+        f"{several([r.run.weights for r in records])}. {_particle_counts(records)}; "
+        f"{spread} {', '.join(map(str, seeds))}{_rows_with_fewer(records, seeds)}; "
         f"prediction averages {several([r.run.config['recipe']['average'] for r in records])}."
     )
+
+
+def _particle_counts(records: Sequence[Record]) -> str:
+    """The number that most rows have, and the rows that have another."""
+    own = {record.run.label: record.run.config["particles"] for record in records}
+    counts = [count for count in own.values() if count > 1]
+    if not counts:
+        return "one particle"
+    most = max(sorted(set(counts)), key=counts.count)
+    others = {count: [label for label in own if own[label] == count] for count in sorted(set(counts) - {most})}
+    listed = "".join(f"; {count}: {', '.join(labels)}" for count, labels in others.items())
+    return f"n = {most} particles (1 for single networks{listed})"
+
+
+def _rows_with_fewer(records: Sequence[Record], seeds: Sequence[int]) -> str:
+    """Which rows have not all of the seeds."""
+    rows: dict[str, list[int]] = {}
+    for record in records:
+        rows.setdefault(record.run.label, []).append(record.run.seed)
+    fewer: dict[str, list[str]] = {}
+    for label, own in rows.items():
+        if set(own) != set(seeds):
+            fewer.setdefault(", ".join(map(str, sorted(set(own)))), []).append(label)
+    listed = "; ".join(f"{own}: {', '.join(labels)}" for own, labels in fewer.items())
+    return f" ({listed})" if fewer else ""
 
 
 # ---- numbers -------------------------------------------------------------------------------------------------------

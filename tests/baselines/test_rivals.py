@@ -16,7 +16,14 @@ from baselines.annealed_svgd import AnnealedSVGD
 from baselines.batch_ensemble import BatchEnsembleParticles
 from baselines.full_rank import FullRankParticles
 from baselines.function_repulsion import FunctionRepulsion
-from baselines.laplace import LastLayerLaplace, LowRankLaplace, evidence_precision, fisher_diagonal
+from baselines.laplace import (
+    LastLayerLaplace,
+    LinearisedLowRankParticles,
+    LowRankLaplace,
+    ManyHeadsParticles,
+    evidence_precision,
+    fisher_diagonal,
+)
 from baselines.layerwise_svgd import LayerwiseSVGD
 from baselines.mc_dropout import DropoutLowRankParticles, DropoutParticles
 from baselines.swag import SWAG
@@ -246,19 +253,78 @@ def test_draws_of_the_low_rank_laplace_have_its_variance() -> None:
 
 def test_last_layer_draws_have_the_covariance_of_the_closed_form() -> None:
     """At equal probabilities the Gauss-Newton matrix is exactly a Kronecker product, (diag p - p p^T) x sum_i h_i h_i^T."""
-    mode = FullRankParticles(make_network(), 1, head="4")
+    mode = ManyHeadsParticles(make_network(), 1, head="4")
     points = make_points(300, 1)  # more than one batch
     with torch.no_grad():
         for part in ("weight", "bias"):
             mode.stacked_parameters()[f"4.{part}"].zero_()
-    drawn = FullRankParticles(make_network(), 8000, head="4")
+    drawn = ManyHeadsParticles(make_network(), 8000, head="4", seeds=[7] * 8000)
     LastLayerLaplace(prior_precision=3.0).draw(mode, drawn, points, CPU, 2)
-    h = make_network()[:4](points.x).detach()
+    h = mode.merge(0)[:4](points.x).detach()  # type: ignore[index]
     G = torch.eye(3).double() / 3 - torch.ones(3, 3).double() / 9
     covariance = torch.linalg.inv(torch.kron(G, h.T @ h) + 3.0 * torch.eye(24).double())
-    found = torch.cov(drawn.stacked_parameters()["4.weight"].flatten(1).detach().T)
+    found = torch.cov(drawn.stacked_parameters()["4.weight"][0].flatten(1).detach().T)
     assert float((found - covariance).abs().max()) < 0.06 * float(covariance.diagonal().max())
-    assert torch.equal(drawn.stacked_parameters()["0.weight"][7], mode.stacked_parameters()["0.weight"][0])
+    assert torch.equal(drawn.weights(7)["0.weight"], mode.weights(0)["0.weight"])
+    x = points.x[:5]
+    assert torch.allclose(drawn(x)[[0, 7]], torch.stack([drawn.merge(i)(x) for i in (0, 7)]), rtol=1e-9, atol=1e-12)
+
+
+def test_one_network_with_many_heads_is_what_it_merges_to_and_alone_what_a_single_network_is() -> None:
+    x = make_points(6, 4).x
+    many = ManyHeadsParticles(make_network(), 5, head="4", initial_std=0.3, seeds=3, chunk_size=2)
+    merged = torch.stack([many.merge(i)(x) for i in range(5)])
+    assert torch.allclose(many(x), merged, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(many(x.expand(5, -1, -1), per_particle=True), merged, rtol=1e-9, atol=1e-12)
+    assert float(torch.pdist(merged.detach().flatten(1)).min()) > 0
+    head = make_network()[4]
+    assert many.trainable_parameters == sum(p.numel() for p in make_network().parameters()) + 4 * sum(
+        p.numel() for p in head.parameters()
+    )
+    alone = trained(ManyHeadsParticles(make_network(), 1, head="4", seeds=3))
+    assert torch.equal(alone(x), trained(FullRankParticles(make_network(), 1, head="4", seeds=3))(x))
+
+
+def linearised(n: int, **options: Any) -> LinearisedLowRankParticles:
+    return LinearisedLowRankParticles(make_network(), n, **{**LOW, "initial_b_std": 0.5, **options})
+
+
+def test_a_linearised_particle_is_the_first_order_taylor_series_around_the_mean() -> None:
+    particles, x, base = linearised(4, chunk_size=3), make_points(6, 4).x, make_network()
+    mean = {name: leaf.mean(0).detach() for name, leaf in particles.stacked_parameters().items()}
+
+    def network(own: dict[str, Tensor]) -> Tensor:
+        weights = {f"{i}.weight": base.get_parameter(f"{i}.weight") + own[f"{i}.B"] @ own[f"{i}.A"] for i in (0, 2)}
+        return torch.func.functional_call(base, weights | {name: own[name] for name in ("4.weight", "4.bias")}, (x,))
+
+    J = torch.func.jacrev(network)(mean)
+    for i, found in enumerate(particles(x)):
+        expected = network(mean)
+        for name, leaf in particles.stacked_parameters().items():
+            expected = expected + torch.einsum("bc...,...->bc", J[name], leaf[i].detach() - mean[name])
+        assert torch.allclose(found, expected, rtol=1e-8, atol=1e-10)
+    assert torch.allclose(particles(x).mean(0), network(mean), rtol=1e-8, atol=1e-10)
+    with pytest.raises(UserError, match="no plain network"):
+        particles.merge(0)
+    plain = linearised(4, linearised=False)
+    assert torch.equal(plain(x), low(4)(x))
+    assert torch.allclose(plain.merge(1)(x), plain(x)[1], rtol=1e-8, atol=1e-10)
+
+
+def test_the_linearised_laplace_has_the_predictive_distribution_of_laplace_torch() -> None:
+    import laplace
+
+    points, x = make_points(80, 1), make_points(6, 4).x
+    mode, drawn = trained(linearised(1)), linearised(4000)
+    found = LowRankLaplace().draw(mode, drawn, points, CPU, 1)
+    logits = predict(drawn, make_points(6, 4), batch_size=6, device=CPU)
+    factors = Factors(mode)  # type: ignore[arg-type]
+    oracle = laplace.DiagLaplace(factors, "classification", prior_precision=found["prior_precision"])
+    oracle.fit(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(points.x, points.targets), batch_size=16))
+    mean, covariance = oracle._glm_predictive_distribution(x)
+    assert torch.allclose(logits.mean(0).double(), mean.double(), rtol=1e-4, atol=1e-5)
+    for own, expected in zip(logits.unbind(1), covariance.double(), strict=True):
+        assert float((torch.cov(own.T).double() - expected).abs().max()) < 0.1 * float(expected.max())
 
 
 # ---- draws of shared weights ---------------------------------------------------------------------------------------

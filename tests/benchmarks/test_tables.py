@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks import cli
 from benchmarks.records import Record, RunInfo, write_record
-from benchmarks.tables import Table, Value, format_number, format_value, make_tables, to_csv, to_latex, to_markdown
+from benchmarks.tables import Table, Value, describe_source, format_number, format_value, make_tables, to_csv, to_latex, to_markdown
 from benchmarks.task import Column
 
 LOWER = Column("nll", "NLL", "lower")
@@ -59,23 +59,27 @@ def test_every_special_character_is_escaped() -> None:
     assert r"1.000 $\pm$ 2.000" in text
 
 
+def recorded(label: str, seed: int = 0, particles: int = 1, accuracy: float = 0.5) -> Record:
+    config = {"particles": particles, "recipe": {"average": "probabilities"}, "seed": seed}
+    info = RunInfo(
+        problem="p", method="single", label=label, seed=seed, backbone="b", weights="w", data="d", hash="same", config=config
+    )
+    tasks = {"classification": {"accuracy": accuracy}}
+    return Record(schema_=1, run=info, training={}, tasks=tasks, task_results={}, costs={}, environment={})
+
+
 def test_two_labels_of_one_configuration_stay_two_rows(tmp_path: Path) -> None:
-    config = {"particles": 1, "recipe": {"average": "probabilities"}, "seed": 0}
     for label, accuracy in (("a", 0.5), ("b", 0.7)):
-        info = RunInfo(
-            problem="p", method="single", label=label, seed=0, backbone="b", weights="w", data="d", hash="same", config=config
-        )
-        record = Record(
-            schema_=1,
-            run=info,
-            training={},
-            tasks={"classification": {"accuracy": accuracy}},
-            task_results={},
-            costs={},
-            environment={},
-        )
-        write_record(record, tmp_path / "runs" / "p" / label / "seed0-same")
+        write_record(recorded(label, accuracy=accuracy), tmp_path / "runs" / "p" / label / "seed0-same")
     assert [label for label, _ in make_tables(tmp_path)[0].rows] == ["a", "b"]
+
+
+def test_captions_say_which_rows_have_other_seeds_and_particles() -> None:
+    alike = [recorded(label, seed, 5) for label in ("a", "b") for seed in (0, 1)]
+    assert "n = 5 particles (1 for single networks); mean ± standard deviation over seeds 0, 1;" in describe_source(alike)
+    mixed = describe_source([*alike, recorded("c", 1, 100), recorded("d", 1, 5), recorded("e", 0), recorded("e", 1)])
+    assert "n = 5 particles (1 for single networks; 100: c); mean ± standard deviation over seeds 0, 1 (1: c, d);" in mixed
+    assert "; one particle; seed 0;" in f"; {describe_source([recorded('e')]).split('. ')[-1]}"
 
 
 def test_tables_into_a_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
