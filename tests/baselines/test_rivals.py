@@ -311,6 +311,15 @@ def test_a_linearised_particle_is_the_first_order_taylor_series_around_the_mean(
     assert torch.allclose(plain.merge(1)(x), plain(x)[1], rtol=1e-8, atol=1e-10)
 
 
+def test_linearised_convolutions_can_be_attacked() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, groups=6), nn.Flatten()]
+    network = nn.Sequential(*layers, nn.Linear(24, 3)).double().eval()
+    particles = LinearisedLowRankParticles(network, 2, targets=["0", "2", "4"], rank=2, head="6", initial_b_std=0.3)
+    images = torch.rand(2, 3, 6, 6).double().requires_grad_()
+    assert torch.autograd.gradcheck(particles, (images,))
+
+
 def test_the_linearised_laplace_has_the_predictive_distribution_of_laplace_torch() -> None:
     import laplace
 
