@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.figures import Rows, draw_lines, legend, panels, styles
+from benchmarks.figures import POINTS, Rows, draw_lines, in_groups, legend, panels, styles
 from benchmarks.stored import BINS, Array, StoredRun
 
 if TYPE_CHECKING:
@@ -43,12 +43,16 @@ def reliability(rows: Rows) -> Figure | None:
             np.array([right[place == b].mean() for b in bins]),
         )
 
-    figure, (axes,) = panels(1, width=4.2, height=4.0)
-    axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
-    if not draw_lines(axes, rows, binned):
+    groups = in_groups(rows)
+    figure, axes = panels(len(groups), width=4.2, height=3.8)
+    drawn = False
+    for place, labels in zip(axes, groups, strict=True):
+        place.plot([0, 1], [0, 1], color="#888888", linewidth=1)
+        drawn |= draw_lines(place, rows, binned, labels)
+        place.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    if not drawn:
         return None
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    legend(figure, axes)
+    legend(figure, axes, each=True)
     return figure
 
 
@@ -61,21 +65,24 @@ def risk_coverage(rows: Rows) -> Figure | None:
             return None
         confidence, right = stored
         wrong = 1 - right[np.argsort(-confidence, kind="stable")]
-        counts = np.arange(1, len(wrong) + 1)
-        return counts / len(wrong) * 100, wrong.cumsum() / counts * 100
+        counts = np.unique(np.linspace(1, len(wrong), POINTS).round().astype(int))
+        return counts / len(wrong) * 100, wrong.cumsum()[counts - 1] / counts * 100
 
-    figure, (axes,) = panels(1, width=4.2, height=3.4)
-    if not draw_lines(axes, rows, curve, marker=""):
+    groups = in_groups(rows)
+    figure, axes = panels(len(groups), width=4.2, height=3.4)
+    drawn = [draw_lines(place, rows, curve, labels, marker="") for place, labels in zip(axes, groups, strict=True)]
+    if not any(drawn):
         return None
-    axes.set(xlabel="coverage (%)", ylabel="error rate (%)", xlim=(0, 100))
-    axes.set_ylim(bottom=0)
-    legend(figure, axes)
+    top = max(place.get_ylim()[1] for place in axes)
+    for place in axes:
+        place.set(xlabel="coverage (%)", ylabel="error rate (%)", xlim=(0, 100), ylim=(0, top))
+    legend(figure, axes, each=True)
     return figure
 
 
 def parameters(rows: Rows, task: str) -> Figure | None:
     """Accuracy over what all particles train together."""
-    figure, (axes,) = panels(1, width=4.2, height=3.4)
+    figure, (axes,) = panels(1, width=5.2, height=3.6)
     drawn = False
     for label, style in styles(rows).items():
         runs = rows[label]
@@ -83,13 +90,15 @@ def parameters(rows: Rows, task: str) -> Figure | None:
         if known:
             trained = float(runs[0].record.costs["trainable_parameters"] or 0)
             spread = 100 * float(np.std(known, ddof=1)) if len(known) > 1 else None
-            axes.errorbar([trained], [100 * float(np.mean(known))], yerr=spread, label=label, **{**style, "markersize": 7})
+            axes.errorbar(
+                [trained], [100 * float(np.mean(known))], yerr=spread, label=label, **{**style, "linestyle": "", "markersize": 7}
+            )
             drawn = True
     if not drawn:
         return None
     axes.set_xscale("log")
     axes.set(xlabel="trained parameters, all particles", ylabel="accuracy (%)")
-    legend(figure, axes)
+    legend(figure, [axes])
     return figure
 
 

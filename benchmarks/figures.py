@@ -5,9 +5,8 @@ Colours are Okabe and Ito's, told apart by the colour-blind; markers and dashes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,12 @@ if TYPE_CHECKING:
 
 Rows = Mapping[str, Sequence[StoredRun]]
 """A problem's runs by row: a method's label -> its seeds."""
+
+ROWS_A_PANEL = 8
+"""Lines that one can follow in one panel; there is a colour for each."""
+
+POINTS = 200
+"""Of a curve that has one an example: more would not be seen."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -58,19 +63,37 @@ def panels(count: int, columns: int = 3, width: float = 3.3, height: float = 2.8
 
 
 def styles(rows: Rows) -> dict[str, dict[str, Any]]:
-    """A method's look: the same in every figure of a suite, by its place among the rows."""
-    looks = zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False)
-    return {
-        label: {"color": colour, "marker": marker, "linestyle": dash, "markersize": 4, "linewidth": 1.4}
-        for label, (colour, marker, dash) in zip(rows, looks, strict=False)
-    }
+    """A method's look: the same in every figure of a suite, by its place among the rows, and its own up to 64 rows."""
+    looks = {}
+    for i, label in enumerate(rows):
+        mark = i + i // len(COLOURS)  # the ninth row has the first colour again, and another marker
+        looks[label] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[mark % len(MARKERS)],
+            "linestyle": DASHES[mark % len(DASHES)],
+            "markersize": 4,
+            "linewidth": 1.4,
+        }
+    return looks
 
 
-def draw_lines(axes: Axes, rows: Rows, curve: Callable[[Sequence[StoredRun]], tuple[Array, Array] | None], **look: Any) -> bool:
-    """One line a method; whether there was any."""
+def in_groups(rows: Rows) -> list[list[str]]:
+    """The rows' labels, in their order, for panels that have no more lines than one can follow."""
+    labels = list(rows)
+    return [labels[i : i + ROWS_A_PANEL] for i in range(0, len(labels), ROWS_A_PANEL)]
+
+
+def draw_lines(
+    axes: Axes,
+    rows: Rows,
+    curve: Callable[[Sequence[StoredRun]], tuple[Array, Array] | None],
+    only: Sequence[str] | None = None,
+    **look: Any,
+) -> bool:
+    """One line a method, or for some of them; whether there was any."""
     drawn = False
     for label, style in styles(rows).items():
-        points = curve(rows[label])
+        points = curve(rows[label]) if only is None or label in only else None
         if points is not None and len(points[0]):
             axes.plot(*points, label=label, **{**style, **look})
             drawn = True
@@ -95,10 +118,33 @@ def metric_lines(
     return draw_lines(axes, rows, curve)
 
 
-def legend(figure: Figure, axes: Axes) -> None:
-    """One legend for all panels, below them."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, max(1, len(labels))))
+def legend(figure: Figure, axes: Sequence[Axes], *, each: bool = False) -> None:
+    """One legend for all panels, below them, or below each panel its own; the figure grows by what they take."""
+    width, height = figure.get_size_inches()
+    if each:
+        places = [(place, dict(zip(*place.get_legend_handles_labels()[::-1], strict=True))) for place in axes]
+        columns = [_legend_columns(labels, place.get_position().width * width) for place, labels in places]
+        for (place, labels), across in zip(places, columns, strict=True):
+            place.legend(
+                labels.values(), labels, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=across, fontsize=_LEGEND_FONT
+            )
+        lines = max(-(-len(labels) // across) for (_, labels), across in zip(places, columns, strict=True))
+    else:
+        handles = {label: handle for place in axes for handle, label in zip(*place.get_legend_handles_labels(), strict=True)}
+        across = _legend_columns(handles, width)
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=across, fontsize=_LEGEND_FONT)
+        lines = -(-len(handles) // across)
+    figure.set_figheight(height + lines * _LEGEND_LINE)
+
+
+_LEGEND_FONT = 8
+_LEGEND_LINE = 0.18
+"""Inches."""
+
+
+def _legend_columns(labels: Iterable[str], width: float) -> int:
+    """How many entries stand side by side in so many inches, by the longest: 0.06 inches a letter, and the line in front."""
+    return max(1, int(width / (0.6 + 0.06 * max((len(label) for label in labels), default=1))))
 
 
 @dataclass(frozen=True)

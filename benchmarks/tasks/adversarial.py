@@ -123,7 +123,7 @@ class Adversarial(Task):
             metric_lines(place, rows, "adversarial", ordered, xlabel="epsilon, pixels in [0, 1]", ylabel="accuracy (%)")
             place.set_title(name)
             place.set_ylim(0, 102)
-        legend(figure, axes[0])
+        legend(figure, axes)
         return {"adversarial": figure}
 
 

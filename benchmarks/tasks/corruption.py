@@ -135,7 +135,7 @@ class Corruption(Task):
         for place, (metric, title) in zip(axes, (("accuracy", "accuracy (%)"), ("ece", "ECE (%)")), strict=True):
             names: dict[float, str] = {0: f"clean/{metric}", **{s: f"mean/{s}/{metric}" for s in range(1, 6)}}
             metric_lines(place, rows, "corruption", names, xlabel="severity", ylabel=title)
-        legend(figure, axes[0])
+        legend(figure, axes)
         return {"corruption": figure}
 
 

@@ -80,18 +80,19 @@ class OutOfDistribution(Task):
         return found
 
     def figures(self, rows: Rows) -> dict[str, Figure]:
-        """ROC of telling sets from the test split by predictive entropy, a panel a set."""
+        """ROC of telling sets from the test split by predictive entropy, a panel a set, a line of panels for each few methods."""
         import numpy as np
 
-        from benchmarks.figures import draw_lines, legend, panels
+        from benchmarks.figures import POINTS, draw_lines, in_groups, legend, panels
         from benchmarks.stored import entropy
 
         first = next(iter(rows.values()))[0].record
         sets = list(dict.fromkeys(key.rsplit("/", 2)[0] for key in first.tasks["ood"] if "/mean/" not in key))
         limit = first.task_results["ood"].options.get("limit", 0)
-        figure, axes = panels(len(sets))
+        panel_of = [(labels, name) for labels in in_groups(rows) for name in sets]
+        figure, axes = panels(len(panel_of), columns=len(sets))
         drawn = False
-        for place, name in zip(axes, sets, strict=True):
+        for place, (labels, name) in zip(axes, panel_of, strict=True):
 
             def curve(runs: Sequence[StoredRun], name: str = name) -> tuple[Array, Array] | None:
                 inside = [found for run in runs if (found := run.probabilities("test")) is not None]
@@ -101,17 +102,17 @@ class OutOfDistribution(Task):
                 ]
                 if not inside or not outside:
                     return None
-                values = [np.concatenate([entropy(p) for p, _ in side]) for side in (inside, outside)]
-                thresholds = np.unique(np.concatenate(values))[::-1]
-                false, true = ([0.0, *((v[:, None] >= thresholds).mean(0))] for v in values)
-                return np.array(false), np.array(true)
+                values = [np.sort(np.concatenate([entropy(p) for p, _ in side])) for side in (inside, outside)]
+                thresholds = np.quantile(np.concatenate(values), np.linspace(1, 0, POINTS))
+                false, true = (np.array([0.0, *(1 - np.searchsorted(v, thresholds) / len(v))]) for v in values)
+                return false, true
 
             place.plot([0, 1], [0, 1], color="#888888", linewidth=1)
-            drawn |= draw_lines(place, rows, curve, marker="")
+            drawn |= draw_lines(place, rows, curve, labels, marker="")
             place.set(title=name, xlabel="test images taken for OOD", ylabel="OOD images found")
         if not drawn:
             return {}
-        legend(figure, axes[0])
+        legend(figure, axes)
         return {"ood-roc": figure}
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from helpers import Stored, store_runs
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from benchmarks.figures import make_figures
+from benchmarks.figures import make_figures, styles
 from benchmarks.report import render, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -96,6 +97,23 @@ def test_what_is_shown_is_escaped(tmp_path: Path) -> None:
     page = render(tmp_path)
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page
+
+
+def test_many_rows_stay_apart_and_no_legend_is_cut_off(tmp_path: Path) -> None:
+    labels = [f"bella-svgd-with-a-long-name-{i}" for i in range(10, 30)]
+    store_runs(tmp_path, [Stored(label, 0, 0.5) for label in labels])
+    looks = {(look["color"], look["marker"]) for look in styles(dict.fromkeys(map(str, range(64)), ())).values()}
+    assert len(looks) == 64
+    for name in ("reliability", "risk-coverage", "parameters"):
+        figure = make_figures(tmp_path)[f"digits-{name}"].drawing
+        FigureCanvasAgg(figure).draw()
+        legends = [*figure.legends, *(found for axes in figure.axes if (found := axes.get_legend()) is not None)]
+        assert [text.get_text() for legend in legends for text in legend.get_texts()] == labels
+        for box in (legend.get_window_extent() for legend in legends):
+            assert min(box.x0, box.y0) >= 0, name
+            assert (box.x1 <= figure.bbox.x1, box.y1 <= figure.bbox.y1) == (True, True), name
+        assert all(axes.get_position().height * figure.get_figheight() > 1.8 for axes in figure.axes)
+        assert all(len(axes.get_lines()) <= 9 for axes in figure.axes) or name == "parameters"
 
 
 def test_figures_are_drawn_from_stored_logits_only(folder: Path, tmp_path: Path) -> None:
