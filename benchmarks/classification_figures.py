@@ -137,9 +137,10 @@ def heat_maps(rows: Rows, matrix: Callable[[StoredRun], Array | None], form: str
         image = place.imshow(m, vmin=0, vmax=largest, cmap="cividis")
         place.grid(visible=False)
         place.set_title(label, fontsize=9)
-        place.set_xticks(range(len(m)))
-        place.set_yticks(range(len(m)))
-        if len(m) <= 6:
+        few = len(m) <= 6
+        place.set_xticks(range(len(m)) if few else ())
+        place.set_yticks(range(len(m)) if few else ())
+        if few:
             for i, j in np.ndindex(m.shape):
                 colour = "black" if m[i, j] > 0.6 * largest else "white"
                 place.text(j, i, form.format(m[i, j]), ha="center", va="center", fontsize=8, color=colour)

@@ -106,7 +106,6 @@ def run(
 def _write_results(folder: Path) -> None:
     """Tables, figures and report of a results folder; the tables are printed as well."""
     from benchmarks import tables
-    from benchmarks.figures import write_figures
     from benchmarks.records import write_text
     from benchmarks.report import write_report
 
@@ -115,7 +114,6 @@ def _write_results(folder: Path) -> None:
     try:
         for ending, form in tables.FORMS.items():
             write_text(folder / f"tables.{ending}", form(made))
-        write_figures(folder, folder / "figures")
         write_report(folder, made)
     except OSError as error:
         raise UserError(f"{folder}: tables cannot be written: {error}; `bella report {folder}` writes them later") from error
@@ -152,11 +150,9 @@ def show_tables(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A results folder.", metavar="DIR")]) -> None:
     """Write DIR/report.html, one self-contained page, and DIR/figures/*.svg, from stored records and logits."""
-    from benchmarks.figures import write_figures
     from benchmarks.report import write_report
 
     try:
-        write_figures(folder, folder / "figures")
         print(write_report(folder))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error}") from error

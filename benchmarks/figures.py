@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +157,18 @@ class Drawn:
     title: str
     drawing: Figure
 
+    @cached_property
+    def svg(self) -> bytes:
+        """The same bytes for the same data; drawn once, however many files show it."""
+        import io
+
+        import matplotlib as mpl
+
+        with mpl.rc_context(SETTINGS):
+            output = io.BytesIO()
+            self.drawing.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
+        return output.getvalue()
+
 
 def make_figures(folder: Path) -> dict[str, Drawn]:
     """All figures that a results folder has the data for, by name PROBLEM-FIGURE.
@@ -178,23 +191,7 @@ def make_figures(folder: Path) -> dict[str, Drawn]:
     return made
 
 
-def svg(figure: Figure) -> bytes:
-    """A figure as SVG, the same bytes for the same data."""
-    import io
-
-    import matplotlib as mpl
-
-    with mpl.rc_context(SETTINGS):
-        output = io.BytesIO()
-        figure.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
-    return output.getvalue()
-
-
-def write_figures(folder: Path, to: Path) -> list[Path]:
-    """Draw all figures of a results folder into another, as SVG."""
-    paths = []
-    for name, figure in make_figures(folder).items():
-        path = to / f"{name}.svg"
-        write_bytes(path, svg(figure.drawing))
-        paths.append(path)
-    return paths
+def write_figures(figures: Mapping[str, Drawn], to: Path) -> None:
+    """Write figures into a folder, as NAME.svg."""
+    for name, figure in figures.items():
+        write_bytes(to / f"{name}.svg", figure.svg)

@@ -15,7 +15,7 @@ from bella.errors import UserError
 from benchmarks.across import compared_pairs, ensemble_curves
 from benchmarks.equivalent import write_curves
 from benchmarks.examples import write_examples
-from benchmarks.figures import write_figures
+from benchmarks.figures import make_figures, write_figures
 from benchmarks.records import FILE, check_name, write_text
 from benchmarks.stored import find_runs
 from benchmarks.tables import FORMS, group_runs, make_tables
@@ -64,7 +64,7 @@ def publish(source: Path, results: Path) -> Path:
             tables = make_tables(made)
             for ending, form in FORMS.items():
                 (made / f"tables.{ending}").write_text(form(tables), encoding="utf-8")
-            write_figures(source, made / "figures")
+            write_figures(make_figures(source), made / "figures")
 
     return _replace(source, results / name, write, results)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from benchmarks.failures import find_failures
-from benchmarks.figures import make_figures, svg
+from benchmarks.figures import Drawn, make_figures, write_figures
 from benchmarks.records import write_text
 from benchmarks.stored import StoredRun
 from benchmarks.tables import Table, format_value, group_runs, make_tables
@@ -20,22 +21,23 @@ FILE = "report.html"
 
 
 def write_report(folder: Path, tables: list[Table] | None = None) -> Path:
-    """Write DIR/report.html, with the folder's tables where they are made already.
+    """Write DIR/report.html and DIR/figures/*.svg, with the folder's tables where they are made already.
 
     Raises:
         UserError: the folder has no records, or something in it is damaged.
     """
+    figures = make_figures(folder)
+    write_figures(figures, folder / "figures")
     path = folder / FILE
-    write_text(path, render(folder, tables))
+    write_text(path, render(folder, make_tables(folder) if tables is None else tables, figures))
     return path
 
 
-def render(folder: Path, tables: list[Table] | None = None) -> str:
+def render(folder: Path, tables: list[Table], figures: Mapping[str, Drawn]) -> str:
     """The page: leaderboard, tables, figures, and how to repeat each run; every value is escaped."""
     import jinja2
 
     grouped = group_runs(folder)
-    tables = make_tables(folder) if tables is None else tables
     suite_text = _suite_text(folder)
     suite = _suite(suite_text)
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
@@ -56,9 +58,9 @@ def render(folder: Path, tables: list[Table] | None = None) -> str:
                 "problem": figure.problem,
                 "task": figure.task,
                 "title": figure.title,
-                "data": base64.b64encode(svg(figure.drawing)).decode(),
+                "data": base64.b64encode(figure.svg).decode(),
             }
-            for figure in make_figures(folder).values()
+            for figure in figures.values()
         ],
         runs=[_run(run, str(suite.get("name", folder.name))) for run in runs],
     )
