@@ -121,6 +121,11 @@ SUITES = Registry(
             "benchmarks.suites:CIFAR10_DEVELOPMENT",
             "how ensembles of low-rank particles were brought near full-rank ones, without a look at test images",
         ),
+        "cifar10-early": (
+            "benchmarks.suites:CIFAR10_EARLY",
+            "a network from random weights, stopped early: a theta_0 of little quality",
+        ),
+        "cifar10-theta0": ("benchmarks.suites:CIFAR10_THETA0", "low-rank and full-rank ensembles on the theta_0 of cifar10-early"),
         "cifar10-sweeps": ("benchmarks.suites:CIFAR10_SWEEPS", "its rank, particles, repulsion, targets, theta_0, data size"),
         "paper-cifar": (
             "benchmarks.suites:PAPER_CIFAR",

@@ -11,6 +11,7 @@ import yaml
 from helpers import bella
 from safetensors.torch import load_file
 
+from bella.errors import UserError
 from benchmarks.plan import make_plan
 from benchmarks.registries import METHODS
 from benchmarks.suite import load_suite, narrow
@@ -78,9 +79,14 @@ def test_on_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check(run(monkeypatch, tmp_path, {"problem": "easy-vqa", "settings": settings}, ["vqa"], particles=2), 2)
 
 
+STUDY = [f"cifar10{name}" for name in ("", "-128", "-near", "-tuning", "-development", "-sweeps", "-early")]
+
+
 def test_every_suite_of_the_study_can_be_planned() -> None:
-    for name in ("cifar10", "cifar10-128", "cifar10-near", "cifar10-tuning", "cifar10-development", "cifar10-sweeps"):
+    for name in STUDY:
         runs = make_plan(load_suite(name), {}, complete=False)
         assert all(run.missing is not None and "data=FOLDER" in run.missing for run in runs)
     asked = {run.method for run in make_plan(narrow(load_suite("cifar10"), None, None, [0]), {}, complete=False)}
     assert asked == set(METHODS.names())
+    with pytest.raises(UserError, match=r"no such file: out/cifar10-early/networks/particle0\.safetensors"):
+        make_plan(load_suite("cifar10-theta0"), {}, complete=False)
