@@ -7,7 +7,6 @@ Sources: Daxberger et al. 2021, "Laplace Redux" (arXiv 2106.14806), whose librar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +58,7 @@ class _Laplace(Inference):
 class ManyHeadsParticles(FullRankParticles):
     """One whole network that all particles share, and a head for each: a pass computes the features once for all of them.
 
-    So a hundred draws of a head cost hardly more than one, in time and in bytes, and what a draw is worth can be averaged away.
+    So a hundred draws of a head cost hardly more than one, in time and in bytes, and what is random about a draw averages out.
 
     Args:
         chunk_size: heads computed at once (None: all).
@@ -69,17 +68,8 @@ class ManyHeadsParticles(FullRankParticles):
 
     shares_rows = True
 
-    def __init__(
-        self,
-        model: nn.Module,
-        num_particles: int,
-        *,
-        head: str | None = None,
-        initial_std: float = 1e-3,
-        seeds: int | Sequence[int] = 0,
-        chunk_size: int | None = None,
-    ) -> None:
-        super().__init__(model, num_particles, head=head, initial_std=initial_std, seeds=seeds)
+    def __init__(self, model: nn.Module, num_particles: int, *, chunk_size: int | None = None, **others: Any) -> None:
+        super().__init__(model, num_particles, **others)
         self.chunk_size = min(chunk_size or num_particles, num_particles)
 
     def _shapes(self, network: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -90,11 +80,10 @@ class ManyHeadsParticles(FullRankParticles):
     def _initialise(self, index: int, seed: int, initial_std: float) -> None:
         own = self.leaves(slice(0, 1))
         heads = {name: own[name] for name in own if name not in self._theta_0}
-        generator = torch.Generator().manual_seed(derive_seed(seed, "particle"))
-        self._draw_network(own, initial_std, generator)
-        for particle in range(self.num_particles):
-            if particle > 0:
-                generator = torch.Generator().manual_seed(derive_seed(self.seeds[particle], "particle"))
+        for particle, own_seed in enumerate(self.seeds):
+            generator = torch.Generator().manual_seed(derive_seed(own_seed, "particle"))
+            if particle == 0:
+                self._draw_network(own, initial_std, generator)
             if self.head is not None:
                 draw_head({name: stacked[:, particle] for name, stacked in heads.items()}, self.head, generator)
 
